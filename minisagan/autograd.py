@@ -1,0 +1,110 @@
+"""The tape: every op's result remembers its parents and how to send a cotangent back to them.
+
+For a scalar loss L and a value y, the cotangent of y is g = dL/dy, an array of y's shape. An op y = f(x1, x2, ...)
+knows its vector-Jacobian product, vjp(g, needs) -> (g . df/dx1, g . df/dx2, ...), and that is all that
+reverse-mode differentiation asks of it (Griewank and Walther, Evaluating Derivatives, 2008, ch. 3).
+
+    y = Tensor(f(x.data), (x,), lambda g, needs: (g * df,))       # an op, whole
+    dx, dw = grad(loss, [x, w])                                   # gradients are returned, never stored
+
+Writing an op: capture arrays in the vjp, never the Tensor that it makes. Then activations die by reference count
+while the backward pass consumes them, and Python's cyclic collector is never needed. `g` may be shared with other
+ops: never write into it.
+"""
+
+from contextlib import contextmanager
+from itertools import count
+
+_births = count()
+_recording = True
+
+
+class Tensor:
+    """An array on the tape: `data`, the `parents` it was computed from, and the `vjp` that leads back to them.
+
+    A leaf (a weight, an input) has no parents. `vjp(g, needs)` takes the cotangent of this tensor and one bool for
+    each parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed).
+    """
+
+    __slots__ = ("data", "parents", "vjp", "birth", "__weakref__")
+    __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__, not NumPy
+
+    def __init__(self, data, parents=(), vjp=None):
+        self.data = data
+        self.parents, self.vjp = (parents, vjp) if _recording else ((), None)
+        self.birth = next(_births)  # parents are always older than their children
+
+    shape = property(lambda self: self.data.shape)
+    dtype = property(lambda self: self.data.dtype)
+    ndim = property(lambda self: self.data.ndim)
+
+    def __repr__(self):
+        return f"Tensor({self.data!r})"
+
+
+@contextmanager
+def no_tape():
+    """Inside, ops compute and remember nothing: for the generator inside a discriminator step, and for sampling."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+def recording():
+    """Whether ops have to keep what their backward pass will want."""
+    return _recording
+
+
+def grad(loss, wanted, cotangent=None):
+    """The gradients of `loss` by each tensor in `wanted`, as a list of arrays; zeros where it does not depend on one.
+
+    `cotangent` (of loss's shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a
+    way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
+    as it passes, and a tape that was walked once can not be walked again (RuntimeError).
+    """
+    if cotangent is None:
+        if loss.data.size != 1:
+            raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent; without one it must be a scalar")
+        cotangent = loss.data * 0 + 1
+    nodes = sorted(_ancestors(loss), key=lambda node: node.birth)
+    asked = {id(tensor) for tensor in wanted}
+    leads = set(asked)  # the nodes that lead to something wanted, found oldest first
+    for node in nodes:
+        if any(id(parent) in leads for parent in node.parents):
+            leads.add(id(node))
+
+    held, found = {id(loss): cotangent}, {}
+    while nodes:  # popped, so that a node's arrays are freed as soon as its turn is over
+        node = nodes.pop()
+        g = held.pop(id(node), None)
+        if g is None or id(node) not in leads:
+            continue
+        if id(node) in asked:
+            found[id(node)] = g
+        if node.vjp is None:
+            continue
+        needs = tuple(id(parent) in leads for parent in node.parents)
+        for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
+            if need:
+                before = held.get(id(parent))
+                held[id(parent)] = dparent if before is None else before + dparent
+        node.parents, node.vjp = (), _walked
+    return [found.get(id(tensor), tensor.data * 0) for tensor in wanted]
+
+
+def _ancestors(loss):
+    """Every node that `loss` was computed from, itself included, collected without recursion."""
+    seen, stack = {id(loss): loss}, [loss]
+    while stack:
+        for parent in stack.pop().parents:
+            if id(parent) not in seen:
+                seen[id(parent)] = parent
+                stack.append(parent)
+    return seen.values()
+
+
+def _walked(g, needs):
+    raise RuntimeError("this part of the tape was walked by an earlier grad(): compute the loss again")

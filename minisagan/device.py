@@ -1,0 +1,113 @@
+"""Where arrays live and what computes on them: the array module, the threads, the chunks, the scratch memory.
+
+NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in every op,
+not in matrix products alone. A large op is cut into chunks of images that stay in a core's cache; where the cuts fall
+depends on shapes only, and partial sums are kept for each chunk and added in chunk order: results do not depend on
+how many threads run.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+CHUNK_BYTES = 1024 * 1024  # what a chunk's buffers may take: about a core's second-level cache
+
+_threads = 1
+_pool = None
+_local = threading.local()
+
+
+def set_threads(count=None):
+    """Use `count` threads (default: all cores this process may run on), each with a single-threaded BLAS."""
+    global _threads, _pool
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _threads = count or cores
+    if _pool is not None:
+        _pool.shutdown()
+    _pool = ThreadPoolExecutor(_threads - 1, "minisagan") if _threads > 1 else None
+    threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
+
+
+def threads():
+    """How many threads compute."""
+    return _threads
+
+
+def parallel(body, count):
+    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another."""
+    helpers = min(_threads, count) - 1
+    if helpers < 1:
+        for i in range(count):
+            body(i)
+        return
+    todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
+
+    def drain():
+        for i in todo:
+            body(i)
+
+    others = [_pool.submit(drain) for _ in range(helpers)]
+    try:
+        drain()
+    finally:
+        for other in others:
+            other.result()
+
+
+def chunks(count, bytes_each):
+    """Cut `count` items of `bytes_each` bytes of working memory into a list of slices of cache size."""
+    step = max(1, min(count, CHUNK_BYTES // max(1, bytes_each)))
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def scratch(dtype, *shapes):
+    """Arrays of these shapes, cut from this thread's own buffer: uninitialised, and only good until the next call."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    starts = np.cumsum([0] + [-(-size // 16) * 16 for size in sizes])  # each on a cache line of its own
+    arena = getattr(_local, "arena", None)
+    if arena is None or arena.nbytes < starts[-1] * np.dtype(dtype).itemsize:
+        arena = _local.arena = np.empty(int(starts[-1]) * 8, np.uint8)
+    flat = arena[: arena.nbytes // 8 * 8].view(dtype)
+    return [flat[s : s + size].reshape(shape) for s, size, shape in zip(starts, sizes, shapes, strict=False)]
+
+
+def elementwise(op, *arrays):
+    """op(*arrays, out=y) for arrays of one shape, chunk by chunk on all threads; y is new, of the first one's dtype."""
+    x = arrays[0]
+    if x.nbytes < CHUNK_BYTES or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
+        y = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), np.result_type(*arrays))
+        op(*arrays, out=y)
+        return y
+    y = np.empty_like(x)
+    width = x.size // len(x) if x.ndim < 3 else x.shape[-1] * x.shape[-2]
+    rows = [a.reshape(-1, width) for a in (*arrays, y)]  # long rows keep NumPy's inner loops long
+    cuts = chunks(len(rows[0]), width * x.itemsize * len(rows))
+
+    def body(i):
+        op(*(a[cuts[i]] for a in rows[:-1]), out=rows[-1][cuts[i]])
+
+    parallel(body, len(cuts))
+    return y
+
+
+def _keep_freed_memory():
+    """Ask glibc to keep freed arrays for the next step instead of giving each back to the system.
+
+    Otherwise each large array is new memory, cleared page by page as it is first touched.
+    """
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        except (OSError, AttributeError):
+            pass
+
+
+_keep_freed_memory()
+set_threads()

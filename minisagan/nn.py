@@ -1,0 +1,232 @@
+"""Layers: modules that own parameters (Tensors) and state (arrays), and put ops together.
+
+A module's parameters and buffers are named by the path of attributes that leads to them (`up8.conv1.w`), in the order of
+their creation: those names are the ones in checkpoints. `training` has two meanings, both the layer's own: batch norm
+normalises by the batch (else by its running statistics), and spectral norm's u takes a step of power iteration.
+"""
+
+import math
+
+import numpy as np
+
+from minisagan import ops, rng
+from minisagan.autograd import Tensor
+from minisagan.errors import UsageError
+
+
+class Module:
+    """Finds the parameters, buffers and modules among its attributes."""
+
+    training = True
+
+    def parameters(self):
+        """All Tensors, name -> Tensor."""
+        return dict(self._named(Tensor))
+
+    def buffers(self):
+        """All state that is no parameter (u, running mean and variance), name -> array."""
+        return dict(self._named(np.ndarray))
+
+    def train(self, training=True):
+        """Set the mode of this module and all inside it; returns itself."""
+        self.training = training
+        for child in vars(self).values():
+            if isinstance(child, Module):
+                child.train(training)
+        return self
+
+    def eval(self):
+        """Running statistics, u at rest: the same input gives the same output, bit for bit."""
+        return self.train(False)
+
+    def _named(self, kind):
+        for name, value in vars(self).items():
+            if isinstance(value, kind):
+                yield name, value
+            elif isinstance(value, Module):
+                yield from ((f"{name}.{rest}", found) for rest, found in value._named(kind))
+
+
+class Init:
+    """First weights, each a function of the seed and of its number in the order of creation.
+
+    "orthogonal": the matrix (K, O) has orthonormal columns or rows; "xavier": uniform within sqrt(6 / (fan_in + fan_out)).
+    """
+
+    def __init__(self, seed, kind="orthogonal", dtype=np.float32):
+        if kind not in ("orthogonal", "xavier"):
+            raise UsageError(f"init must be orthogonal or xavier, not {kind!r}")
+        self.seed, self.kind, self.dtype, self.count = seed, kind, dtype, 0
+
+    def _next(self, draw, shape):
+        self.count += 1
+        return draw(shape, self.seed, rng.Stream.INIT, self.count)
+
+    def weight(self, shape):
+        """A weight (..., C_in, C_out)."""
+        fan_in, fan_out = math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
+        if self.kind == "xavier":
+            w = (2 * self._next(rng.uniform, shape) - 1) * math.sqrt(6 / (fan_in + fan_out))
+        else:
+            normal = self._next(rng.normal, (fan_in, shape[-1])).astype(np.float64)
+            tall = normal if fan_in >= shape[-1] else normal.T
+            q, r = np.linalg.qr(tall)
+            q = q * np.sign(np.diag(r))  # makes the draw uniform over orthogonal matrices
+            w = (q if fan_in >= shape[-1] else q.T).reshape(shape)
+        return Tensor(w.astype(self.dtype))
+
+    def constant(self, shape, value):
+        return Tensor(np.full(shape, value, self.dtype))
+
+    def direction(self, size):
+        """A random unit vector: the first u of a power iteration."""
+        u = self._next(rng.normal, (size,)).astype(np.float64)
+        return (u / np.linalg.norm(u)).astype(self.dtype)
+
+
+class Layer(Module):
+    """A weight w and, with `spectral`, the u by which it is divided by its largest singular value at every use."""
+
+    output_axis = -1
+
+    def __init__(self, init, shape, spectral):
+        self.w = init.weight(shape)
+        self.u = init.direction(shape[self.output_axis]) if spectral else None
+
+    def weight(self):
+        return self.w if self.u is None else ops.spectral_norm(self.w, self.u, self.training, self.output_axis)
+
+
+class Linear(Layer):
+    """x (N, C) @ w (C, O) + b -> (N, O)."""
+
+    def __init__(self, init, inputs, outputs, spectral=True):
+        super().__init__(init, (inputs, outputs), spectral)
+        self.b = init.constant((outputs,), 0)
+
+    def __call__(self, x):
+        return x @ self.weight() + self.b
+
+
+class Conv(Layer):
+    """A convolution of `kernel` x `kernel`: x (N, H, W, C) -> (N, H, W, O).
+
+    `op` is ops.conv, or one of its fusions: ops.up_conv for conv(upsample(x)), ops.conv_down for avg_pool(conv(x)).
+    """
+
+    def __init__(self, init, inputs, outputs, kernel=3, bias=True, spectral=True, op=ops.conv):
+        super().__init__(init, (kernel, kernel, inputs, outputs), spectral)
+        self.b = init.constant((outputs,), 0) if bias else None
+        self.op = op
+
+    def __call__(self, x):
+        return self.op(x, self.weight(), self.b)
+
+
+class Embedding(Layer):
+    """A vector for each class: labels (N,) -> (N, C). For spectral norm its output channels are the classes."""
+
+    output_axis = 0
+
+    def __init__(self, init, classes, channels, spectral=True):
+        super().__init__(init, (classes, channels), spectral)
+
+    def __call__(self, labels):
+        return ops.embedding(self.weight(), labels)
+
+
+class BatchNorm(Module):
+    """relu(gain xhat + bias), xhat normalised over batch and positions; with `classes`, gain and bias for each class.
+
+    The running mean and variance (biased) are exponential averages with `momentum`. None of this is spectrally
+    normalised: that is known to cripple the generator.
+    """
+
+    def __init__(self, init, channels, classes=0, momentum=0.9):
+        shape = (classes, channels) if classes else (channels,)
+        self.gain, self.bias = init.constant(shape, 1), init.constant(shape, 0)
+        self.mean, self.var = np.zeros(channels, init.dtype), np.ones(channels, init.dtype)
+        self.momentum = momentum
+
+    def __call__(self, x, labels=None):
+        gain, bias = self.gain, self.bias
+        if gain.ndim == 2:
+            gain, bias = ops.embedding(gain, labels), ops.embedding(bias, labels)  # (N, C)
+        if not self.training:
+            return ops.batch_norm(x, gain, bias, (self.mean, self.var), relu=True)[0]
+        y, statistics = ops.batch_norm(x, gain, bias, relu=True)
+        for running, new in zip((self.mean, self.var), statistics, strict=True):
+            running += (1 - self.momentum) * (new - running)
+        return y
+
+
+class SelfAttention(Module):
+    """y = x + gamma o, where o_j = output(sum_i beta_ij value_i) looks at all positions i from each j (SAGAN sec. 3).
+
+    x (N, H, W, C) -> (N, H, W, C), C >= 8. The projections are 1x1 convolutions without bias; gamma starts at 0.
+    form "official" (the released code): values of width C/2; keys and values max-pooled 2x2, so H and W are even.
+    form "paper": values of width C/8; keys and values at all positions.
+    """
+
+    def __init__(self, init, channels, form="official", spectral=True):
+        if channels < 8:
+            raise UsageError(f"self-attention needs at least 8 channels (query and key have C/8), not {channels}")
+        narrow, wide = channels // 8, channels // (2 if form == "official" else 8)
+
+        def projection(inputs, outputs):
+            return Conv(init, inputs, outputs, kernel=1, bias=False, spectral=spectral)
+
+        self.query, self.key = projection(channels, narrow), projection(channels, narrow)
+        self.value, self.output = projection(channels, wide), projection(wide, channels)
+        self.gamma = init.constant((), 0)
+        self.pooled = form == "official"
+
+    def __call__(self, x):
+        N, H, W, _ = x.shape
+        query, key, value = self.query(x), self.key(x), self.value(x)  # (N, H, W, C/8), C/8, C/2 or C/8
+        if self.pooled:
+            key, value = ops.max_pool(key), ops.max_pool(value)  # (N, H/2, W/2, ...)
+        query, key, value = (t.reshape(N, -1, t.shape[3]) for t in (query, key, value))  # (N, positions, ...)
+        o = ops.attend(query, key, value)  # (N, H W, C/2 or C/8)
+        return x + self.gamma * self.output(o.reshape(N, H, W, -1))
+
+
+class UpBlock(Module):
+    """Residual block of the generator, (N, H, W, C) -> (N, 2H, 2W, O).
+
+    batch norm, ReLU, nearest x2, conv 3x3, batch norm, ReLU, conv 3x3; plus nearest x2 and conv 1x1 of the input.
+    The 1x1 convolution commutes with the up-sampling, and is done on the small image.
+    """
+
+    def __init__(self, init, inputs, outputs, classes, momentum, spectral):
+        self.norm1 = BatchNorm(init, inputs, classes, momentum)
+        self.conv1 = Conv(init, inputs, outputs, spectral=spectral, op=ops.up_conv)
+        self.norm2 = BatchNorm(init, outputs, classes, momentum)
+        self.conv2 = Conv(init, outputs, outputs, spectral=spectral)
+        self.shortcut = Conv(init, inputs, outputs, kernel=1, spectral=spectral)
+
+    def __call__(self, x, labels):
+        h = self.conv1(self.norm1(x, labels))  # (N, 2H, 2W, O)
+        h = self.conv2(self.norm2(h, labels))
+        return h + ops.upsample(self.shortcut(x))
+
+
+class DownBlock(Module):
+    """Residual block of the discriminator, (N, H, W, C) -> (N, H/2, W/2, O), or the same size with down=False.
+
+    ReLU, conv 3x3, ReLU, conv 3x3, average pool; plus conv 1x1 and average pool of the input, which commute: pooled
+    first. The first block of the network (`first`) has no ReLU before its first convolution: its input is an image.
+    """
+
+    def __init__(self, init, inputs, outputs, spectral, down=True, first=False):
+        self.conv1 = Conv(init, inputs, outputs, spectral=spectral)
+        self.conv2 = Conv(init, outputs, outputs, spectral=spectral, op=ops.conv_down if down else ops.conv)
+        self.shortcut = Conv(init, inputs, outputs, kernel=1, spectral=spectral) if down or inputs != outputs else None
+        self.down, self.first = down, first
+
+    def __call__(self, x):
+        h = self.conv1(x if self.first else ops.relu(x))  # (N, H, W, O)
+        h = self.conv2(ops.relu(h))  # (N, H/2, W/2, O)
+        if self.down:
+            x = ops.avg_pool(x)
+        return h + (x if self.shortcut is None else self.shortcut(x))

@@ -1,0 +1,134 @@
+"""Arithmetic with NumPy's broadcasting, matrix products, shapes and sums; the operators of Tensor.
+
+    y = a + b     da = g        db = g
+    y = a * b     da = g b      db = g a
+    y = a / b     da = g / b    db = -g y / b
+    y = a @ b     da = g b^T    db = a^T g
+
+An operand that was broadcast gets its cotangent summed over the axes it was repeated along.
+"""
+
+import numpy as np
+
+from minisagan import device
+from minisagan.autograd import Tensor
+
+
+def add(a, b):
+    """a + b."""
+    a, b = _pair(a, b)
+    return Tensor(
+        device.elementwise(np.add, a.data, b.data),
+        (a, b),
+        lambda g, needs, s=(a.shape, b.shape): (_summed_to(g, s[0]), _summed_to(g, s[1])),
+    )
+
+
+def multiply(a, b):
+    """a * b, element by element."""
+    a, b = _pair(a, b)
+    ad, bd = a.data, b.data
+
+    def vjp(g, needs):
+        return (
+            _summed_to(g * bd, ad.shape) if needs[0] else None,
+            _summed_to(g * ad, bd.shape) if needs[1] else None,
+        )
+
+    return Tensor(ad * bd, (a, b), vjp)
+
+
+def divide(a, b):
+    """a / b, element by element."""
+    a, b = _pair(a, b)
+    y, bd, shape = a.data / b.data, b.data, a.shape
+
+    def vjp(g, needs):
+        return (
+            _summed_to(g / bd, shape) if needs[0] else None,
+            _summed_to(-g * y / bd, bd.shape) if needs[1] else None,
+        )
+
+    return Tensor(y, (a, b), vjp)
+
+
+def subtract(a, b):
+    """a - b."""
+    return add(a, multiply(b, -1))
+
+
+def matmul(a, b):
+    """The matrix product over the last two axes, (..., M, K) @ (..., K, N) -> (..., M, N), the others broadcast."""
+    a, b = _pair(a, b)
+    ad, bd = a.data, b.data
+    if ad.ndim < 2 or bd.ndim < 2:
+        raise ValueError(f"matmul takes matrices or stacks of them, not shapes {ad.shape} and {bd.shape}")
+
+    def vjp(g, needs):
+        return (
+            _summed_to(g @ bd.swapaxes(-1, -2), ad.shape) if needs[0] else None,
+            _summed_to(ad.swapaxes(-1, -2) @ g, bd.shape) if needs[1] else None,
+        )
+
+    return Tensor(ad @ bd, (a, b), vjp)
+
+
+def reshape(x, shape):
+    """x with another shape of the same size."""
+    before = x.shape
+    return Tensor(x.data.reshape(shape), (x,), lambda g, needs: (g.reshape(before),))
+
+
+def transpose(x, axes=None):
+    """x with its axes in the order `axes` (default: reversed)."""
+    back = None if axes is None else tuple(np.argsort(axes))
+    return Tensor(x.data.transpose(axes), (x,), lambda g, needs: (g.transpose(back),))
+
+
+def sum(x, axis=None, keepdims=False):
+    """The sum over `axis` (default: all): each summed element gets the sum's cotangent."""
+    shape = x.shape
+
+    def vjp(g, needs):
+        if axis is not None and not keepdims:
+            g = np.expand_dims(g, axis)
+        return (np.broadcast_to(g, shape),)
+
+    return Tensor(x.data.sum(axis=axis, keepdims=keepdims), (x,), vjp)
+
+
+def mean(x, axis=None, keepdims=False):
+    """The mean over `axis` (default: all)."""
+    y = sum(x, axis, keepdims)
+    return multiply(y, y.data.size / x.data.size)
+
+
+def _pair(a, b):
+    """Both as tensors; a plain number takes the other's dtype, so that no float64 leaks into float32."""
+    if not isinstance(a, Tensor):
+        a = Tensor(np.asarray(a, b.dtype))
+    if not isinstance(b, Tensor):
+        b = Tensor(np.asarray(b, a.dtype))
+    return a, b
+
+
+def _summed_to(g, shape):
+    """The transpose of broadcasting `shape` to g's shape: sum over the axes that were repeated."""
+    if g.shape == shape:
+        return g
+    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    return g.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1 != g.shape[i]), keepdims=True)
+
+
+Tensor.__add__ = Tensor.__radd__ = add
+Tensor.__mul__ = Tensor.__rmul__ = multiply
+Tensor.__sub__ = subtract
+Tensor.__rsub__ = lambda b, a: subtract(_pair(a, b)[0], b)
+Tensor.__truediv__ = divide
+Tensor.__rtruediv__ = lambda b, a: divide(a, b)
+Tensor.__neg__ = lambda a: multiply(a, -1)
+Tensor.__matmul__ = matmul
+Tensor.reshape = lambda x, *shape: reshape(x, shape)
+Tensor.transpose = lambda x, *axes: transpose(x, axes or None)
+Tensor.sum = sum
+Tensor.mean = mean

@@ -1,0 +1,122 @@
+"""Batch normalisation with gain, bias and, in one pass with them, ReLU (Ioffe and Szegedy 2015).
+
+    xhat = (x - mean) / sqrt(var + eps)          y = gain xhat + bias          (then max(y, 0))
+
+mean and (biased) var over images and positions; gain and bias for each channel, or, for conditional batch norm, for each
+image and channel, looked up by its class. With m = N H W and g the cotangent of y (0 where the ReLU is off):
+
+    dbias = sum g         dgain = sum g xhat         (over the positions that share one gain)
+    dx = (gain g - sum(gain g) / m - xhat sum(gain g xhat) / m) / sqrt(var + eps)
+
+In evaluation mean and var are given constants, and dx = gain g / sqrt(var + eps).
+"""
+
+import numpy as np
+
+from minisagan import device, kinks
+from minisagan.autograd import Tensor
+
+
+def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
+    """Normalise x (N, H, W, C) by its own statistics, or by the given (mean, var), each (C,); gain and bias (C,) or (N, C).
+
+    Returns y (N, H, W, C), and (mean, var) as arrays for the running averages.
+    """
+    xd, (N, H, W, C) = x.data, x.shape
+    mean, var = statistics or batch_statistics(xd)
+    rstd = 1 / np.sqrt(var + xd.dtype.type(eps))
+    gd = np.broadcast_to(gain.data, (N, C))
+    scale, shift = gd * rstd, bias.data - mean * gd * rstd
+    y = _affine(xd, scale, shift, relu)
+    on = None  # where the ReLU lets through: where y > 0, unless a gradient check says otherwise
+    if relu and (on := kinks.chosen(lambda: y > 0)) is not None:
+        y = _affine(xd, scale, shift, False) * on
+
+    def vjp(g, needs):
+        gated, dbias, dgain = _gated_sums(g, (y > 0 if on is None else on) if relu else None, xd, mean)
+        dgain *= rstd
+        if statistics:
+            dx = gated * scale[:, None, None]
+        else:
+            b = (gd * dbias).sum(0) / (N * H * W) * rstd  # (C,)
+            a = (gd * dgain).sum(0) / (N * H * W) * rstd * rstd
+            dx = _affine(gated, scale, mean * a - b, False, (xd, -a))
+        return dx, *((dgain, dbias) if gain.ndim == 2 else (dgain.sum(0), dbias.sum(0)))
+
+    return Tensor(y, (x, gain, bias), vjp), (mean, var)
+
+
+def batch_statistics(x):
+    """Mean and biased variance over images and positions, each (C,), in one pass over memory.
+
+    Each chunk's own mean and squared deviations while it is in cache, then joined (Chan, Golub and LeVeque 1979):
+    no difference of large numbers, as E[x^2] - E[x]^2 would be.
+    """
+    N, H, W, C = x.shape
+    cuts = device.chunks(N, 2 * x[0].nbytes)
+    counts = np.array([cut.stop - cut.start for cut in cuts], x.dtype)[:, None] * (H * W)  # (chunks, 1)
+    means, squares = np.empty((2, len(cuts), C), x.dtype)
+
+    def body(i):
+        rows = x[cuts[i]].reshape(-1, W * C)  # (n H, W C)
+        means[i] = _columns(np.ones(len(rows), x.dtype) @ rows, C) / counts[i]
+        centred = rows - np.tile(means[i], W)
+        squares[i] = _columns(np.einsum("rc,rc->c", centred, centred), C)
+
+    device.parallel(body, len(cuts))
+    m = counts.sum()
+    mean = (counts * means).sum(0) / m
+    return mean, (squares + counts * (means - mean) ** 2).sum(0) / m
+
+
+def _affine(x, scale, shift, relu, plus=None):
+    """x * scale + shift, and + z * factor for plus = (z, factor), and its ReLU: scale, shift, factor (C,) or (N, C)."""
+    N, H, W, C = x.shape
+    y = np.empty((N, H, W * C), x.dtype)
+    scale, shift, zero = _tiled(scale, x), _tiled(shift, x), np.zeros(W * C, x.dtype)
+    if plus:
+        other, factor = plus[0].reshape(y.shape), _tiled(plus[1], x)
+    cuts = device.chunks(N, 3 * x[0].nbytes)
+
+    def body(i):
+        n = cuts[i]
+        out = np.multiply(x[n].reshape(-1, H, W * C), scale[n], out=y[n])
+        if plus:
+            out += other[n] * factor[n]
+        out += shift[n]
+        if relu:
+            np.maximum(out, zero, out=out)
+
+    device.parallel(body, len(cuts))
+    return y.reshape(x.shape)
+
+
+def _gated_sums(g, gate, x, mean):
+    """g where the gate is open; and, for each image and channel, the sums of that and of that times (x - mean)."""
+    N, H, W, C = x.shape
+    gated = g if gate is None else np.empty((N, H, W, C), g.dtype)
+    sums, products = np.empty((2, N, C), x.dtype)
+    mean, fold = np.tile(mean, W), (-1, H, W * C)
+    cuts = device.chunks(N, 4 * x[0].nbytes)
+
+    def body(i):
+        n = cuts[i]
+        if gate is not None:
+            np.multiply(g[n], gate[n], out=gated[n])
+        rows = gated[n].reshape(fold)
+        sums[n] = _columns(np.ones(H, x.dtype) @ rows, C)
+        products[n] = _columns(np.einsum("nhc,nhc->nc", rows, x[n].reshape(fold) - mean), C)
+
+    device.parallel(body, len(cuts))
+    return gated, sums, products
+
+
+def _tiled(values, x):
+    """(C,) or (N, C) as rows (N, 1, W C): a whole row of x at a time keeps NumPy's inner loops long."""
+    N, _, W, C = x.shape
+    return np.tile(np.broadcast_to(values, (N, C)), (1, W))[:, None]
+
+
+def _columns(rows, C):
+    """The sum over W of (..., W C): (..., C)."""
+    return rows.reshape(*rows.shape[:-1], -1, C).sum(-2)

@@ -1,0 +1,26 @@
+"""The hinge losses (SAGAN eq. 4; Lim and Ye, Geometric GAN, 2017).
+
+    L_D = mean relu(1 - D(real)) + mean relu(1 + D(fake))         dD(real) = -[D < 1] / n     dD(fake) = [D > -1] / n
+    L_G = -mean D(fake)                                           dD(fake) = -1 / n
+"""
+
+import numpy as np
+
+from minisagan import kinks
+from minisagan.autograd import Tensor
+
+
+def hinge_discriminator(scores):
+    """L_D of the scores (2n,) of one batch, real images in its first half and fakes in its second; each mean over n."""
+    n = len(scores.data) // 2
+    sign = np.repeat(np.array([1, -1], scores.dtype), n)  # (2n,)
+    margin = 1 - sign * scores.data
+    on = kinks.chosen(lambda: margin > 0)
+    on = margin > 0 if on is None else on
+    return Tensor((margin * on).sum() / scores.dtype.type(n), (scores,), lambda g, needs: (-g * sign * on / n,))
+
+
+def hinge_generator(scores):
+    """L_G of the scores (n,) of fakes."""
+    n = len(scores.data)
+    return Tensor(-scores.data.mean(), (scores,), lambda g, needs: (np.full(n, -g / n, scores.dtype),))

@@ -1,0 +1,80 @@
+"""Changing the resolution by two: nearest up-sampling, average pooling, max pooling; all on (N, H, W, C).
+
+    upsample   y[2h + a, 2w + b] = x[h, w]                     dx[h, w] = sum_ab g[2h + a, 2w + b]
+    avg_pool   y[h, w] = 1/4 sum_ab x[2h + a, 2w + b]          dx[2h + a, 2w + b] = g[h, w] / 4
+    max_pool   y[h, w] = max_ab x[2h + a, 2w + b]              dx = g at the (first) largest of the four, else 0
+
+Up-sampling and average pooling are each other's transpose, but for the factor 4.
+"""
+
+import numpy as np
+
+from minisagan import device, kinks
+from minisagan.autograd import Tensor
+
+
+def upsample(x):
+    """Each pixel repeated 2x2: (N, H, W, C) -> (N, 2H, 2W, C)."""
+    return Tensor(_repeat(x.data, 1), (x,), lambda g, needs: (_block_sum(g, 1),))
+
+
+def avg_pool(x):
+    """The mean of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
+    _check_even(x, "avg_pool")
+    return Tensor(_block_sum(x.data, 0.25), (x,), lambda g, needs: (_repeat(g, 0.25),))
+
+
+def max_pool(x):
+    """The largest of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
+    _check_even(x, "max_pool")
+    N, H, W, C = x.shape
+    blocks = x.data.reshape(N, H // 2, 2, W // 2, 2, C).transpose(2, 4, 0, 1, 3, 5).reshape(4, -1)  # (4, N H/2 W/2 C)
+    winner = kinks.chosen(lambda: blocks.argmax(0))
+    if winner is None:
+        y = np.maximum(np.maximum(blocks[0], blocks[1]), np.maximum(blocks[2], blocks[3]))
+    else:
+        y = np.take_along_axis(blocks, winner[None], 0)[0]
+
+    def vjp(g, needs):
+        first = blocks.argmax(0) if winner is None else winner
+        dblocks = (np.arange(4)[:, None] == first) * g.reshape(-1)  # (4, N H/2 W/2 C)
+        dx = dblocks.reshape(2, 2, N, H // 2, W // 2, C).transpose(2, 3, 0, 4, 1, 5)
+        return (dx.reshape(N, H, W, C),)
+
+    return Tensor(y.reshape(N, H // 2, W // 2, C), (x,), vjp)
+
+
+def _repeat(x, factor):
+    """factor x, each pixel repeated 2x2."""
+    N, H, W, C = x.shape
+    y = np.empty((N, H, 2, W, 2, C), x.dtype)
+    cuts = device.chunks(N, 5 * x[0].nbytes)
+
+    def body(i):
+        small = x[cuts[i]] if factor == 1 else x[cuts[i]] * x.dtype.type(factor)
+        y[cuts[i]] = small[:, :, None, :, None]
+
+    device.parallel(body, len(cuts))
+    return y.reshape(N, 2 * H, 2 * W, C)
+
+
+def _block_sum(x, factor):
+    """factor times the sum of each 2x2 block."""
+    N, H, W, C = x.shape
+    blocks = x.reshape(N, H // 2, 2, W // 2, 2, C)
+    y = np.empty((N, H // 2, W // 2, C), x.dtype)
+    cuts = device.chunks(N, 2 * x[0].nbytes)
+
+    def body(i):
+        rows = blocks[cuts[i], :, 0] + blocks[cuts[i], :, 1]  # (n, H/2, W/2, 2, C)
+        np.add(rows[..., 0, :], rows[..., 1, :], out=y[cuts[i]])
+        if factor != 1:
+            y[cuts[i]] *= factor
+
+    device.parallel(body, len(cuts))
+    return y
+
+
+def _check_even(x, op):
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"{op} halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")

@@ -1,0 +1,64 @@
+"""The optimiser and the running average of weights, both on one flat array.
+
+    Adam (Kingma and Ba 2015):   m <- beta1 m + (1 - beta1) g            w <- w - lr mhat / (sqrt(vhat) + eps)
+                                 v <- beta2 v + (1 - beta2) g^2          mhat = m / (1 - beta1^t), vhat = v / (1 - beta2^t)
+    EMA:                         a <- a + (1 - d_t) (w - a)              d_t = min(decay, (1 + t) / (10 + t))
+
+SAGAN trains with beta1 = 0, beta2 = 0.9 and two learning rates, one for each network (TTUR, Heusel et al. 2017). The
+running average of the generator's weights is not in the paper; it is what samples are drawn from.
+"""
+
+import numpy as np
+
+from minisagan import device
+
+
+def flatten(parameters):
+    """Move these parameters (name -> Tensor) into one flat array, of which each one's data becomes a view; returns it."""
+    arrays = [p.data for p in parameters.values()]
+    flat = np.concatenate([a.reshape(-1) for a in arrays])
+    start = 0
+    for p, a in zip(parameters.values(), arrays, strict=True):
+        p.data = flat[start : start + a.size].reshape(a.shape)
+        start += a.size
+    return flat
+
+
+class Adam:
+    """Adam over `parameters` (name -> Tensor), which it flattens: `weights`, `m` and `v` are arrays of one length."""
+
+    def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8):
+        self.parameters = list(parameters.values())
+        self.weights = flatten(parameters)
+        self.m, self.v, self.g = (np.zeros_like(self.weights) for _ in range(3))
+        self.t = np.zeros((), np.int64)
+        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+
+    def step(self, gradients):
+        """One update by `gradients`, one array for each parameter, in their order."""
+        np.concatenate([g.reshape(-1) for g in gradients], out=self.g)
+        self.t += 1
+        scale = self.lr / (1 - self.beta1 ** int(self.t))
+        correction = 1 / (1 - self.beta2 ** int(self.t))
+        cuts = device.chunks(len(self.g), 5 * self.g.itemsize)
+
+        def body(i):
+            w, m, v, g = (a[cuts[i]] for a in (self.weights, self.m, self.v, self.g))
+            m += (1 - self.beta1) * (g - m)
+            v += (1 - self.beta2) * (g * g - v)
+            w -= scale * m / (np.sqrt(v * correction) + self.eps)
+
+        device.parallel(body, len(cuts))
+
+
+class EMA:
+    """A running average of `weights` (flat), kept in `average`; t counts its updates, for the warm-up of the decay."""
+
+    def __init__(self, weights, average, decay=0.999):
+        self.weights, self.average, self.decay = weights, average, decay
+        self.t = np.zeros((), np.int64)
+
+    def step(self):
+        t = int(self.t)
+        self.average += (1 - min(self.decay, (1 + t) / (10 + t))) * (self.weights - self.average)
+        self.t += 1

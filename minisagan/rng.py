@@ -1,0 +1,95 @@
+"""Noise without a state: every number is a pure function of (seed, stream, step, index).
+
+Philox4x64-10 (Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011) is a
+bijection of a 256-bit counter under a 128-bit key: ten rounds of multiply and xor. Here
+
+    bits[4b .. 4b + 3] = Philox(key = (seed, stream), counter = (b, step, 0, 0))      for block b = 0, 1, ...
+
+so a checkpoint has nothing to save but the step, a resumed run draws what the uninterrupted one would have
+drawn, and a GPU thread computes any element from its index alone. The integers are equal on every device;
+the normals, which pass through log, cos and sin, agree to 1 ulp of float32.
+"""
+
+import math
+import operator
+
+import numpy as np
+
+from minisagan.errors import UsageError
+
+WORD = 2**64
+TO_UNIT = 2.0**-53  # the top 53 bits of a word, times this, are a float64 in [0, 1), exactly
+
+
+class Stream:
+    """What a number is drawn for, the second word of the key. Append only: renumbering changes every run."""
+
+    Z_D = 0  # latents of the images that a D step sees; step = training step, as in the next three
+    Z_G = 1  # latents of a G step
+    LABELS_D = 2  # classes asked for in a D step
+    LABELS_G = 3  # classes asked for in a G step
+    SHUFFLE = 4  # order of the data; step = epoch
+    FLIP = 5  # mirrored images; step = training step
+    INIT = 6  # first weights; step = number of the parameter
+    SAMPLE_Z = 7  # latents outside of training: sample grids, standing statistics, metrics; step = batch
+    SAMPLE_LABELS = 8  # classes of the same
+
+
+def bits(count, seed, stream, step):
+    """The first `count` words of a step: uint64 (count,).
+
+    UsageError unless seed, stream and step are integers in [0, 2^64).
+    """
+    seed, stream, step = _word("seed", seed), _word("stream", stream), _word("step", step)
+    first = step * WORD  # the counter (0, step, 0, 0) as one integer; NumPy adds 1 before it makes a block
+    return np.random.Philox(key=stream * WORD + seed, counter=(first - 1) % WORD**4).random_raw(count)
+
+
+def uniform(shape, seed, stream, step):
+    """Uniform in [0, 1): float64 of `shape`, element i = (bits[i] >> 11) / 2^53."""
+    return ((bits(math.prod(shape), seed, stream, step) >> 11) * TO_UNIT).reshape(shape)
+
+
+def normal(shape, seed, stream, step):
+    """Standard normal: float32 of `shape`, by Box and Muller in float64, rounded once at the end.
+
+    Elements 2i and 2i + 1 come from words 2i and 2i + 1; an odd number of elements drops the last sine:
+
+        u1 = ((bits[2i] >> 11) + 1) / 2^53   in (0, 1]        u2 = (bits[2i+1] >> 11) / 2^53   in [0, 1)
+        x[2i]     = sqrt(-2 ln u1) cos(2 pi u2)
+        x[2i + 1] = sqrt(-2 ln u1) sin(2 pi u2)
+
+    No element exceeds sqrt(106 ln 2) = 8.57 in size.
+    """
+    size = math.prod(shape)
+    words = (bits(size + size % 2, seed, stream, step) >> 11).reshape(-1, 2)  # (pairs, 2)
+    radius = np.sqrt(-2 * np.log((words[:, 0] + 1) * TO_UNIT))
+    angle = 2 * np.pi * (words[:, 1] * TO_UNIT)
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)  # (pairs, 2)
+    return pairs.reshape(-1)[:size].reshape(shape).astype(np.float32)
+
+
+def labels(count, classes, seed, stream, step):
+    """Classes, uniform in [0, classes): int64 (count,), element i = (bits[i] >> 32) * classes >> 32.
+
+    Integers only, so every device agrees; no class is likelier than another by more than 2^-32.
+    UsageError unless 1 <= classes < 2^32.
+    """
+    if not 1 <= classes < 2**32:
+        raise UsageError(f"the number of classes must be from 1 to 2^32 - 1, not {classes}")
+    return ((bits(count, seed, stream, step) >> 32) * np.uint64(classes) >> 32).astype(np.int64)
+
+
+def permutation(n, seed, epoch):
+    """The order of n images in an epoch: int64 (n,), the stable argsort of n words of Stream.SHUFFLE."""
+    return np.argsort(bits(n, seed, Stream.SHUFFLE, epoch), kind="stable")
+
+
+def _word(name, value):
+    try:
+        word = operator.index(value)
+    except TypeError:
+        word = -1
+    if not 0 <= word < WORD:
+        raise UsageError(f"{name} must be an integer from 0 to 2^64 - 1, not {value!r}")
+    return word
