@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-CHUNK_BYTES = 1024 * 1024  # what a chunk's buffers may take: about a core's second-level cache
+CHUNK_BYTES = 512 * 1024  # what a chunk's buffers may take: about a core's second-level cache
 
 _threads = 1
 _pool = None
@@ -65,15 +65,30 @@ def chunks(count, bytes_each):
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def scratch(dtype, *shapes):
-    """Arrays of these shapes, cut from this thread's own buffer: uninitialised, and only good until the next call."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    starts = np.cumsum([0] + [-(-size // 16) * 16 for size in sizes])  # each on a cache line of its own
+def per_thread(make):
+    """Memoise make(*key) in each thread apart: for plans that hold scratch memory and views of it."""
+    name = f"{make.__module__}.{make.__qualname__}"
+
+    def made(*key):
+        plans = _local.__dict__.setdefault(name, {})
+        if key not in plans:
+            plans[key] = make(*key)
+        return plans[key]
+
+    return made
+
+
+@per_thread
+def scratch(dtype, *sizes):
+    """Flat arrays of these sizes, cut from this thread's one buffer: uninitialised, and overwritten by the next user."""
+    dtype = np.dtype(dtype)
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size * dtype.itemsize // 64) * 64)  # each on a cache line of its own
     arena = getattr(_local, "arena", None)
-    if arena is None or arena.nbytes < starts[-1] * np.dtype(dtype).itemsize:
-        arena = _local.arena = np.empty(int(starts[-1]) * 8, np.uint8)
-    flat = arena[: arena.nbytes // 8 * 8].view(dtype)
-    return [flat[s : s + size].reshape(shape) for s, size, shape in zip(starts, sizes, shapes, strict=False)]
+    if arena is None or len(arena) < starts[-1]:
+        arena = _local.arena = np.empty(max(starts[-1], 2 * CHUNK_BYTES), np.uint8)
+    return [arena[at : at + size * dtype.itemsize].view(dtype) for at, size in zip(starts, sizes, strict=False)]
 
 
 def elementwise(op, *arrays):

@@ -39,6 +39,14 @@ class Module:
         """Running statistics, u at rest: the same input gives the same output, bit for bit."""
         return self.train(False)
 
+    def modules(self, kind):
+        """All modules of this kind, this one included."""
+        if isinstance(self, kind):
+            yield self
+        for child in vars(self).values():
+            if isinstance(child, Module):
+                yield from child.modules(kind)
+
     def _named(self, kind):
         for name, value in vars(self).items():
             if isinstance(value, kind):

@@ -31,8 +31,10 @@ class Stream:
     SHUFFLE = 4  # order of the data; step = epoch
     FLIP = 5  # mirrored images; step = training step
     INIT = 6  # first weights; step = number of the parameter
-    SAMPLE_Z = 7  # latents outside of training: sample grids, standing statistics, metrics; step = batch
+    SAMPLE_Z = 7  # latents outside of training: sample grids, metrics; step = batch
     SAMPLE_LABELS = 8  # classes of the same
+    STANDING_Z = 9  # latents for standing statistics; step = batch
+    STANDING_LABELS = 10  # classes of the same
 
 
 def bits(count, seed, stream, step):

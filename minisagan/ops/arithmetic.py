@@ -54,6 +54,7 @@ def divide(a, b):
 
 def subtract(a, b):
     """a - b."""
+    a, b = _pair(a, b)
     return add(a, multiply(b, -1))
 
 
@@ -123,7 +124,7 @@ def _summed_to(g, shape):
 Tensor.__add__ = Tensor.__radd__ = add
 Tensor.__mul__ = Tensor.__rmul__ = multiply
 Tensor.__sub__ = subtract
-Tensor.__rsub__ = lambda b, a: subtract(_pair(a, b)[0], b)
+Tensor.__rsub__ = lambda b, a: subtract(a, b)
 Tensor.__truediv__ = divide
 Tensor.__rtruediv__ = lambda b, a: divide(a, b)
 Tensor.__neg__ = lambda a: multiply(a, -1)

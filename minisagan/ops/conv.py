@@ -109,7 +109,7 @@ def gather(x, w, stride, top, left, size, bias=None):
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], bias)
     y = np.empty((len(x), *size, w.shape[3]), x.dtype)
-    _patch_products(x, stride, [(y, w, top, left)], bias)
+    _patch_products(x, stride, [(left, [(top, w, y)])], bias)
     return y
 
 
@@ -123,12 +123,14 @@ def scatter(x, w, stride, top, left, size, bias=None):
         return pointwise(x, w[0, 0], bias)
     y = np.zeros((len(x), *size, w.shape[3]), x.dtype)
     jobs = []
-    for a in range(stride):
-        for b in range(stride):
+    for b in range(stride):
+        rows = []
+        for a in range(stride):
             taps = w[(a + top) % stride :: stride, (b + left) % stride :: stride][::-1, ::-1]
             if taps.size and y[:, a::stride, b::stride].size:
-                offsets = taps.shape[0] - 1 - (a + top) // stride, taps.shape[1] - 1 - (b + left) // stride
-                jobs.append((y[:, a::stride, b::stride], taps, *offsets))
+                rows.append((taps.shape[0] - 1 - (a + top) // stride, taps, y[:, a::stride, b::stride]))
+        if rows:
+            jobs.append((rows[0][1].shape[1] - 1 - (b + left) // stride, rows))
     _patch_products(x, 1, jobs, bias)
     return y
 
@@ -138,16 +140,20 @@ def outer(x, g, kernel, stride, top, left):
     (kh, kw), (N, Ho, Wo, O), C = kernel, g.shape, x.shape[3]
     if kh == kw == stride == 1:
         return pointwise_outer(x, g)[None, None]
-    cuts = device.chunks(N, x.itemsize * Ho * Wo * (stride * (kw + stride) * C + O))
+    cuts = device.chunks(N, x.itemsize * Ho * Wo * (stride * kw * C + O))
     partial = np.empty((len(cuts), kh, kw * C, O), x.dtype)
+    rows = stride * (Ho - 1) + kh
 
     def body(i):
         n = cuts[i].stop - cuts[i].start
-        rows, (gt,) = _expand(x[cuts[i]], (kh, kw), stride, top, left, (Ho, Wo), [(Ho, n, Wo, O)])
+        plan = _plan(x.dtype, (n, *x.shape[1:]), stride, top, rows, ((left, kw, Wo),), n * Ho * Wo * O)
+        plan.pad(x[cuts[i]])
+        plan.expand(0)
+        gt = plan.more[0].reshape(Ho, n, Wo, O)
         np.copyto(gt, g[cuts[i]].transpose(1, 0, 2, 3))
         gt = gt.reshape(-1, O)  # (H' n W', O)
         for k in range(kh):
-            np.matmul(rows(k).T, gt, out=partial[i, k])
+            np.matmul(plan.rows(0, k, Ho).T, gt, out=partial[i, k])
 
     device.parallel(body, len(cuts))
     return partial.sum(0).reshape(kh, kw, C, O)
@@ -157,13 +163,15 @@ def pointwise(x, w, bias=None):
     """The 1x1 convolution x @ w + bias at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
     y = np.empty((N, H, W, w.shape[1]), x.dtype)
+    bias = bias if bias is None else np.tile(bias, W)
     cuts = device.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
         out = y[cuts[i]].reshape(-1, w.shape[1])
         np.matmul(x[cuts[i]].reshape(-1, C), w, out=out)
         if bias is not None:
-            _add_bias(out, bias, W)
+            out = out.reshape(-1, len(bias))
+            out += bias
 
     device.parallel(body, len(cuts))
     return y
@@ -190,54 +198,91 @@ def channel_sum(g):
 
 
 def _patch_products(x, stride, jobs, bias):
-    """For each job (y, w, top, left): y[h, w] = bias + sum_ij x[s h + i - top, s w + j - left] @ w[i, j], y any view."""
-    (N, _, _, C), (y, w, _, _) = x.shape, jobs[0]
-    _, Ho, Wo, O = y.shape
-    cuts = device.chunks(N, x.itemsize * Ho * Wo * (stride * (w.shape[1] + stride) * C + 2 * O))
-    jobs = [(y, np.ascontiguousarray(w).reshape(len(w), -1, O), w.shape[:2], top, left) for y, w, top, left in jobs]
+    """Fill each y of jobs = [(left, [(top, w, y), ...]), ...]: y[h, w] = bias + sum_ij x[s h+i-top, s w+j-left] @ w[i, j].
+
+    One padded copy of the images serves all jobs, and one expansion along the width all those of one `left`.
+    """
+    N, H, W, C = x.shape
+    O = jobs[0][1][0][2].shape[3]
+    tops = [top for _, group in jobs for top, _, _ in group]
+    rows = max(stride * (y.shape[1] - 1) + len(w) + max(tops) - top for _, group in jobs for top, w, y in group)
+    columns = tuple((left, group[0][1].shape[1], group[0][2].shape[2]) for left, group in jobs)
+    size = max(y.shape[1] * y.shape[2] * O for _, group in jobs for _, _, y in group)  # of one image's output
+    jobs = [
+        [
+            (
+                max(tops) - top,
+                np.ascontiguousarray(w).reshape(len(w), -1, O),
+                y,
+                bias if bias is None else np.tile(bias, y.shape[2]),  # a row at a time: long inner loops
+            )
+            for top, w, y in group
+        ]
+        for _, group in jobs
+    ]
+    widest = max(kw * Wo for _, kw, Wo in columns)
+    cuts = device.chunks(N, x.itemsize * (rows * widest * C + 2 * size))
 
     def body(i):
         n = cuts[i].stop - cuts[i].start
-        for y, w, kernel, top, left in jobs:
-            Ho, Wo = y.shape[1:3]
-            rows, (acc, term) = _expand(x[cuts[i]], kernel, stride, top, left, (Ho, Wo), [(Ho * n * Wo, O)] * 2)
-            np.matmul(rows(0), w[0], out=acc)
-            for k in range(1, len(w)):
-                acc += np.matmul(rows(k), w[k], out=term)
-            if bias is not None:
-                _add_bias(acc, bias, Wo)
-            y[cuts[i]] = acc.reshape(Ho, n, Wo, O).transpose(1, 0, 2, 3)  # (n, H', W', O)
+        plan = _plan(x.dtype, (n, H, W, C), stride, max(tops), rows, columns, n * size, n * size)
+        plan.pad(x[cuts[i]])
+        for j, group in enumerate(jobs):
+            plan.expand(j)
+            for down, w, y, row in group:
+                Ho, Wo = y.shape[1:3]
+                acc, term = (flat[: n * Ho * Wo * O].reshape(-1, O) for flat in plan.more)
+                np.matmul(plan.rows(j, down, Ho), w[0], out=acc)
+                for k in range(1, len(w)):
+                    acc += np.matmul(plan.rows(j, down + k, Ho), w[k], out=term)
+                acc = acc.reshape(Ho, n, Wo * O)
+                if row is not None:
+                    acc += row
+                y[cuts[i]] = acc.reshape(Ho, n, Wo, O).transpose(1, 0, 2, 3)  # (n, H', W', O)
 
     device.parallel(body, len(cuts))
 
 
-def _expand(x, kernel, stride, top, left, size, more):
-    """The rows of x, padded and expanded along the width, in scratch memory; and `more` scratch arrays of those shapes.
+class _Patches:
+    """Memory in which n images are padded, rows first, (R, n, Q, C), and then expanded along the width for each column.
 
-    Returns rows(k), the (H' n W', kw C) matrix whose row (h, n, w) holds x[n, s h + k - top, s w - left + (0 ... kw-1)].
+    columns: for each, (left, kw, W'): its expansion A (R, n, W', kw C) holds x[n, r - top, s w - left + (0 ... kw - 1)].
+    All expansions share one piece of scratch memory, `more` are further pieces of it; the padding is the plan's own,
+    so that its zeros are written once.
     """
-    (n, H, W, C), (kh, kw), (Ho, Wo) = x.shape, kernel, size
-    R, Q = stride * (Ho - 1) + kh, stride * (Wo - 1) + kw
-    padded, a, *others = device.scratch(x.dtype, (R, n, Q, C), (R, n, Wo, kw * C), *more)
-    r0, r1, c0, c1 = max(0, top), min(R, H + top), max(0, left), min(Q, W + left)
-    padded[:r0] = padded[r1:] = 0
-    padded[r0:r1, :, :c0] = padded[r0:r1, :, c1:] = 0
-    padded[r0:r1, :, c0:c1] = x[:, r0 - top : r1 - top, c0 - left : c1 - left].transpose(1, 0, 2, 3)
-    row, image, column, channel = padded.strides
-    windows = as_strided(padded, a.shape, (row, image, stride * column, channel))  # (R, n, W', kw C)
-    even = -(-R // stride)  # rows of stride 2: first the even ones, then the odd, so that each tap's are contiguous
-    a[:even] = windows[::stride]
-    if stride == 2:
-        a[even:] = windows[1::2]
 
-    def rows(k):
-        start = k // stride + (k % stride) * even
-        return a[start : start + Ho].reshape(Ho * n * Wo, kw * C)
+    def __init__(self, dtype, shape, stride, top, R, columns, *more):
+        (n, H, W, C), self.stride = shape, stride
+        pad = max(left for left, _, _ in columns)
+        Q = max(pad - left + stride * (Wo - 1) + kw for left, kw, Wo in columns)
+        padded = np.zeros((R, n, Q, C), dtype)
+        self.height, self.width = min(H, R - top), min(W, Q - pad)  # what of x is ever looked at
+        self.inside = padded[top : top + self.height, :, pad : pad + self.width]
+        memory, *self.more = device.scratch(dtype, R * n * C * max(kw * Wo for _, kw, Wo in columns), *more)
+        self.even = -(-R // stride)  # with stride 2: even rows first, then odd, so that each tap's are contiguous
+        self.expansions = []
+        row, image, column, channel = padded.strides
+        for left, kw, Wo in columns:
+            a = memory[: R * n * Wo * kw * C].reshape(R, n, Wo, kw * C)
+            windows = as_strided(padded[:, :, pad - left :], a.shape, (row, image, stride * column, channel))
+            self.expansions.append((a, windows))
 
-    return rows, others
+    def pad(self, x):
+        np.copyto(self.inside, x[:, : self.height, : self.width].transpose(1, 0, 2, 3))
+
+    def expand(self, j):
+        a, windows = self.expansions[j]
+        if self.stride == 1:
+            np.copyto(a, windows)
+        else:
+            np.copyto(a[: self.even], windows[::2])
+            np.copyto(a[self.even :], windows[1::2])
+
+    def rows(self, j, k, count):
+        """Rows k, k + s, ... (`count` of them) of expansion j as a matrix (count n W', kw C)."""
+        a, _ = self.expansions[j]
+        start = k // self.stride + (k % self.stride) * self.even
+        return a[start : start + count].reshape(-1, a.shape[3])
 
 
-def _add_bias(rows, bias, width):
-    """rows (M, O) += bias (O,), `width` rows at a time: runs of `width` O numbers keep NumPy's inner loop long."""
-    rows = rows.reshape(-1, width * len(bias))
-    rows += np.tile(bias, width)
+_plan = device.per_thread(_Patches)

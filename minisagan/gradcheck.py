@@ -1,0 +1,206 @@
+"""Finite differences against the tape: is what a backward pass returns the derivative of its forward pass?
+
+For y = f(x1, x2, ...) and a random cotangent c of y, the tape's dx is the gradient of <c, y>. Along a unit vector d,
+
+    a = <dx, d>                                                                                 the tape's derivative
+    n = <c, 8 (y(x + hd) - y(x - hd)) - (y(x + 2hd) - y(x - 2hd))> / 12h      the 4-point stencil, exact up to O(h^4)
+
+    error = |a - n| / max(|a|, |n|, |dx| / 1000)
+
+in float64 at h = 1e-3; the largest error over all inputs and directions must not exceed 1e-8. The directions are all
+the axes (each element by itself) for inputs of up to 200 elements, and 8 random ones for larger. Where a gradient is
+zero (that of a bias before batch normalisation) both sides are rounding noise: an input's error counts as 0 when |dx|
+and every |n| lie below 1e-10 |c y|.
+
+Three things keep the check from being blind. The cotangent is normal noise, never ones: the sum of a softmax is
+constant, and so is that of a batch norm. Ops with kinks repeat in every perturbed run the choices that they made at x
+(`kinks`), while the gradient itself comes from an ordinary run. And the tolerance is small: at 1e-3, which is often
+seen, one element in a million may be wrong by 1 % unnoticed.
+"""
+
+import inspect
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from minisagan import kinks
+from minisagan.autograd import Tensor, grad, no_tape
+
+H = 1e-3
+EVERY_ELEMENT = 200  # inputs of up to this many elements are checked element by element
+DIRECTIONS = 8
+ZERO = 1e-10  # a gradient below this fraction of |c y| is zero
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one check; `print(result)` shows it on a line.
+
+    `error` is the worst of all inputs. It was found at `index` (a tuple: that element; an int: that random direction)
+    of the input named `input`, where the tape says `analytic` and the differences `numeric`. `method` is "every
+    element", "8 directions", or "both" where some inputs are small and some large. `fault` says in words what is wrong
+    where there was nothing to compare (a gradient of the wrong shape, an input written to ...); error is infinite then.
+    """
+
+    name: str
+    shapes: tuple
+    method: str
+    error: float
+    tolerance: float
+    seconds: float
+    input: str = ""
+    index: tuple | int = ()
+    analytic: float = float("nan")
+    numeric: float = float("nan")
+    fault: str = ""
+
+    @property
+    def passed(self):
+        """Whether the error is within the tolerance (NaN is not)."""
+        return self.error <= self.tolerance
+
+    def __str__(self):
+        shapes = " ".join(str(shape) for shape in self.shapes)
+        line = f"{'ok' if self.passed else 'FAILED':6}  {self.name:40}  {self.error:7.1e}  {self.method:13}  {shapes}"
+        if self.passed:
+            return line
+        if self.fault:
+            return f"{line}: {self.fault}"
+        at = f"direction {self.index}" if isinstance(self.index, int) else ", ".join(map(str, self.index))
+        return f"{line}: d{self.input}[{at}] is {self.analytic:.9g} and should be {self.numeric:.9g}"
+
+
+def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, seed=0):
+    """Compare f's backward pass with finite differences of its forward pass, for every input; return a Result.
+
+        print(check(lambda x, w: my_op(x, w), np.random.randn(3, 4), np.random.randn(4, 2)))
+
+    f takes a float64 Tensor for each of `inputs`, and returns one, the same whenever it is called. The inputs are real
+    arrays of any shape: those of float64 are used as they lie in memory, others as copies in float64. What has no
+    gradient, such as labels, is no input: close over it. `names` of the inputs are by default those of f's parameters.
+
+    The check also fails when f writes to its inputs or to the cotangent, or returns gradients that are not finite, not
+    of their input's shape or not float64. It raises ValueError, on one line, for inputs and functions that it can not
+    check; a wrong gradient raises nothing, see Result.passed.
+
+    `reference` is what to take differences of, if not f: a function of the same value at these inputs, for an f that
+    treats part of what it computes as a constant, as spectral normalisation does.
+    """
+    subject = _Subject(f, inputs, name, names, tolerance, seed)
+    large = [x.size > EVERY_ELEMENT for x in subject.arrays]
+    method = f"{DIRECTIONS} directions" if all(large) else "both" if any(large) else "every element"
+    if subject.fault:
+        return subject.result(method)
+    y, c = subject.y, subject.c
+    f, forms = reference or f, "reference and f" if reference else "two calls with the same inputs"
+    with no_tape(), kinks.record() as choices:
+        again = f(*(Tensor(x) for x in subject.arrays)).data
+    if again.shape != y.shape or np.linalg.norm(again - y) > 1e-10 * np.linalg.norm(y):
+        return subject.result(method, fault=f"{forms} differ in what they return")
+
+    def moved(i, step):
+        inputs = [x + step if i == k else x for k, x in enumerate(subject.arrays)]
+        with no_tape(), kinks.replay(choices):
+            return f(*(Tensor(np.array(x)) for x in inputs)).data
+
+    worst = []  # of each input: error, name, index, analytic, numeric
+    for i, (x, dx) in enumerate(zip(subject.arrays, subject.gradients, strict=True)):
+        directions = np.eye(x.size) if not large[i] else subject.rng.standard_normal((DIRECTIONS, x.size))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)  # (K, size)
+        analytic, numeric = directions @ dx.ravel(), np.empty(len(directions))
+        for k, d in enumerate(directions):
+            s = H * d.reshape(x.shape)
+            near, far = moved(i, s) - moved(i, -s), moved(i, 2 * s) - moved(i, -2 * s)
+            numeric[k] = (c * (8 * near - far)).sum() / (12 * H)
+        sizes, norm = np.maximum(abs(analytic), abs(numeric)), np.linalg.norm(dx)
+        errors = np.zeros(len(directions))
+        if not max(norm, sizes.max()) <= ZERO * np.linalg.norm(c * y):
+            errors = abs(analytic - numeric) / np.maximum(sizes, norm / 1000)
+        k = int(errors.argmax())  # a NaN counts as the largest, here and below
+        index = k if large[i] else tuple(int(j) for j in np.unravel_index(k, x.shape))
+        worst.append((errors[k], subject.names[i], index, float(analytic[k]), float(numeric[k])))
+    return subject.result(method, *worst[int(np.argmax([row[0] for row in worst]))])
+
+
+def check_adjoint(f, *inputs, name=None, names=None, tolerance=1e-12, seed=0):
+    """For an f that is linear in each of its inputs while the others are held: is its backward pass the transpose?
+
+        <A x, c> = <x, A^T c>          error = |<y, c> - <x, dx>| / (|y| |c|)
+
+    Arguments and Result as in `check`; one pass, no differences, and so nearly exact. `index` is () throughout.
+    """
+    subject = _Subject(f, inputs, name, names, tolerance, seed)
+    if subject.fault:
+        return subject.result("adjoint")
+    y, c = subject.y, subject.c
+    forward = float((y * c).sum())
+    backward = [float((x * dx).sum()) for x, dx in zip(subject.arrays, subject.gradients, strict=True)]
+    errors = abs(forward - np.array(backward)) / (np.linalg.norm(y) * np.linalg.norm(c))
+    i = int(errors.argmax())
+    return subject.result("adjoint", errors[i], subject.names[i], (), backward[i], forward)
+
+
+class _Subject:
+    """What is being checked, and one ordinary run of it: its y, the cotangent c, the gradients, or what is at fault."""
+
+    def __init__(self, f, inputs, name, names, tolerance, seed):
+        self.start, self.tolerance, self.rng = perf_counter(), tolerance, np.random.default_rng(seed)
+        self.arrays, self.names = _arrays(inputs), _names(f, inputs, names)
+        self.name = name or getattr(f, "__name__", "f").replace("<lambda>", "f")
+        self.fault = self._run(f)
+
+    def result(self, method, error=np.inf, *where, fault=""):
+        """The Result that ends the check."""
+        shapes, seconds = tuple(x.shape for x in self.arrays), perf_counter() - self.start
+        fault = fault or self.fault
+        return Result(self.name, shapes, method, float(error), self.tolerance, seconds, *where, fault=fault)
+
+    def _run(self, f):
+        before = [x.copy() for x in self.arrays]
+        tensors = [Tensor(x) for x in self.arrays]
+        y = f(*tensors)
+        if not isinstance(y, Tensor):
+            raise ValueError(f"{self.name} must return one Tensor to be checked, not a {type(y).__name__}")
+        if y.dtype != np.float64:
+            return f"the output is {y.dtype}, of float64 inputs"
+        if not np.isfinite(y.data).all():
+            return "the output is not finite"
+        self.y, self.c = np.array(y.data), np.asarray(self.rng.standard_normal(y.shape))
+        c = self.c.copy()
+        self.gradients = grad(y, tensors, c)
+        for name, x, old, dx in zip(self.names, self.arrays, before, self.gradients, strict=True):
+            if not np.array_equal(x, old):
+                x[...] = old
+                return f"{name} was written to"
+            kind = getattr(dx, "shape", None), getattr(dx, "dtype", None)
+            if kind != (x.shape, np.float64):
+                return f"d{name} is of shape {kind[0]} and {kind[1]}, but {name} of {x.shape} and float64"
+            if not np.isfinite(dx).all():
+                return f"d{name} is not finite"
+        return "" if np.array_equal(c, self.c) else "the cotangent was written to"
+
+
+def _arrays(inputs):
+    """The inputs in float64, each in its own memory layout."""
+    if not inputs:
+        raise ValueError("a gradient check needs at least one input array")
+    arrays = [np.asarray(x) for x in inputs]
+    for i, x in enumerate(arrays):
+        if x.dtype.kind != "f":
+            raise ValueError(f"input {i} must be an array of real numbers, not {x.dtype}: close over what has no gradient")
+        if not x.size or not np.isfinite(x).all():
+            raise ValueError(f"input {i} of shape {x.shape} must have elements, and finite ones")
+    return [x.astype(np.float64, copy=False) for x in arrays]
+
+
+def _names(f, inputs, names):
+    """What to call the inputs: the given names, or those of f's parameters, or x0, x1, ..."""
+    if names is None:
+        kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        names = [p.name for p in inspect.signature(f).parameters.values() if p.kind in kinds][: len(inputs)]
+        if len(names) < len(inputs):
+            names = [f"x{i}" for i in range(len(inputs))]
+    if len(names) != len(inputs):
+        raise ValueError(f"{len(inputs)} inputs but {len(names)} names: {', '.join(names)}")
+    return names
