@@ -17,6 +17,7 @@ from itertools import count
 
 _births = count()
 _recording = True
+_WALKED = object()  # in place of the vjp of a node that a grad() has passed
 
 
 class Tensor:
@@ -65,6 +66,8 @@ def grad(loss, wanted, cotangent=None):
     way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
     as it passes, and a tape that was walked once can not be walked again (RuntimeError).
     """
+    if cotangent is not None and cotangent.shape != loss.shape:
+        raise ValueError(f"the cotangent of a tensor of shape {loss.shape} can't have shape {cotangent.shape}")
     if cotangent is None:
         if loss.data.size != 1:
             raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent; without one it must be a scalar")
@@ -73,6 +76,8 @@ def grad(loss, wanted, cotangent=None):
     asked = {id(tensor) for tensor in wanted}
     leads = set(asked)  # the nodes that lead to something wanted, found oldest first
     for node in nodes:
+        if node.vjp is _WALKED:
+            raise RuntimeError("this tape was walked by an earlier grad(): compute the loss again")
         if any(id(parent) in leads for parent in node.parents):
             leads.add(id(node))
 
@@ -84,14 +89,14 @@ def grad(loss, wanted, cotangent=None):
             continue
         if id(node) in asked:
             found[id(node)] = g
-        if node.vjp is None:
-            continue
         needs = tuple(id(parent) in leads for parent in node.parents)
+        if not any(needs):  # a leaf, or wanted itself and computed from nothing wanted
+            continue
         for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
             if need:
                 before = held.get(id(parent))
                 held[id(parent)] = dparent if before is None else before + dparent
-        node.parents, node.vjp = (), _walked
+        node.parents, node.vjp = (), _WALKED
     return [found.get(id(tensor), tensor.data * 0) for tensor in wanted]
 
 
@@ -104,7 +109,3 @@ def _ancestors(loss):
                 seen[id(parent)] = parent
                 stack.append(parent)
     return seen.values()
-
-
-def _walked(g, needs):
-    raise RuntimeError("this part of the tape was walked by an earlier grad(): compute the loss again")

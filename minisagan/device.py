@@ -13,7 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 CHUNK_BYTES = 512 * 1024  # what a chunk's buffers may take: about a core's second-level cache
 
@@ -36,6 +36,12 @@ def set_threads(count=None):
 def threads():
     """How many threads compute."""
     return _threads
+
+
+def blas():
+    """The matrix library behind NumPy, its version and the processor that it chose its code for."""
+    found = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    return ", ".join(f"{b['internal_api']} {b['version']} ({b.get('architecture', '?')})" for b in found) or "unknown"
 
 
 def parallel(body, count):
@@ -72,6 +78,8 @@ def per_thread(make):
     def made(*key):
         plans = _local.__dict__.setdefault(name, {})
         if key not in plans:
+            if len(plans) == 256:  # far more than a network's layers: shapes must be changing all the time
+                plans.clear()
             plans[key] = make(*key)
         return plans[key]
 

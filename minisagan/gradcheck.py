@@ -1,21 +1,21 @@
 """Finite differences against the tape: is what a backward pass returns the derivative of its forward pass?
 
-For y = f(x1, x2, ...) and a random cotangent c of y, the tape's dx is the gradient of <c, y>. Along a unit vector d,
+For y = f(x1, x2, ...) and a random cotangent c of y, the tape's dx is the gradient of <c, y>. Along a unit
+vector d it says that the derivative is a, and the 4-point stencil, exact up to O(h^4), that it is n:
 
-    a = <dx, d>                                                                                 the tape's derivative
-    n = <c, 8 (y(x + hd) - y(x - hd)) - (y(x + 2hd) - y(x - 2hd))> / 12h      the 4-point stencil, exact up to O(h^4)
-
+    a = <dx, d>
+    n = <c, 8 (y(x + hd) - y(x - hd)) - (y(x + 2hd) - y(x - 2hd))> / 12h
     error = |a - n| / max(|a|, |n|, |dx| / 1000)
 
-in float64 at h = 1e-3; the largest error over all inputs and directions must not exceed 1e-8. The directions are all
-the axes (each element by itself) for inputs of up to 200 elements, and 8 random ones for larger. Where a gradient is
-zero (that of a bias before batch normalisation) both sides are rounding noise: an input's error counts as 0 when |dx|
-and every |n| lie below 1e-10 |c y|.
+in float64 at h = 1e-3. The largest error over all inputs and directions must not exceed 1e-8. The directions
+are the axes (each element by itself) for inputs of up to 200 elements, and 8 random ones for larger. Where a
+gradient is zero, such as that of a bias before batch normalisation, both sides are rounding noise: an input's
+error counts as 0 when |dx| and every |n| lie below 1e-10 |c y|.
 
-Three things keep the check from being blind. The cotangent is normal noise, never ones: the sum of a softmax is
-constant, and so is that of a batch norm. Ops with kinks repeat in every perturbed run the choices that they made at x
-(`kinks`), while the gradient itself comes from an ordinary run. And the tolerance is small: at 1e-3, which is often
-seen, one element in a million may be wrong by 1 % unnoticed.
+Three things keep the check from being blind. The cotangent is normal noise, never ones: the sum of a softmax
+is constant, and so is that of a batch norm. Ops with kinks repeat in every perturbed run the choices that
+they made at x (`kinks`), while the gradient itself comes from an ordinary run. And the tolerance is small: at
+1e-3, which is often seen, one element in a million may be wrong by 1 % unnoticed.
 """
 
 import inspect
@@ -37,10 +37,11 @@ ZERO = 1e-10  # a gradient below this fraction of |c y| is zero
 class Result:
     """What came of one check; `print(result)` shows it on a line.
 
-    `error` is the worst of all inputs. It was found at `index` (a tuple: that element; an int: that random direction)
-    of the input named `input`, where the tape says `analytic` and the differences `numeric`. `method` is "every
-    element", "8 directions", or "both" where some inputs are small and some large. `fault` says in words what is wrong
-    where there was nothing to compare (a gradient of the wrong shape, an input written to ...); error is infinite then.
+    `error` is the worst of all inputs. It was found at `index` (a tuple: that element; an int: that random
+    direction) of the input named `input`, where the tape says `analytic` and the differences `numeric`.
+    `method` is "every element", "8 directions", or "both" where some inputs are small and some large. `fault`
+    says in words what is wrong where nothing could be compared (a gradient of another shape, an input written
+    to ...); `error` is infinite then.
     """
 
     name: str
@@ -61,31 +62,37 @@ class Result:
         return self.error <= self.tolerance
 
     def __str__(self):
-        shapes = " ".join(str(shape) for shape in self.shapes)
-        line = f"{'ok' if self.passed else 'FAILED':6}  {self.name:40}  {self.error:7.1e}  {self.method:13}  {shapes}"
+        line = f"{'ok' if self.passed else 'FAILED':6}  {self.name:44}  {self.error:7.1e}  {self.method:13}  "
+        line += " ".join(str(shape) for shape in self.shapes)
         if self.passed:
             return line
         if self.fault:
             return f"{line}: {self.fault}"
-        at = f"direction {self.index}" if isinstance(self.index, int) else ", ".join(map(str, self.index))
-        return f"{line}: d{self.input}[{at}] is {self.analytic:.9g} and should be {self.numeric:.9g}"
+        if self.method == "adjoint":
+            place = f"<{self.input}, d{self.input}>"
+        elif isinstance(self.index, int):
+            place = f"<d{self.input}, direction {self.index}>"
+        else:
+            place = f"d{self.input}[{', '.join(map(str, self.index))}]"
+        return f"{line}: {place} is {self.analytic:.9g} and should be {self.numeric:.9g}"
 
 
 def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, seed=0):
-    """Compare f's backward pass with finite differences of its forward pass, for every input; return a Result.
+    """Compare f's backward pass with finite differences of its forward pass, for each input; return a Result.
 
         print(check(lambda x, w: my_op(x, w), np.random.randn(3, 4), np.random.randn(4, 2)))
 
-    f takes a float64 Tensor for each of `inputs`, and returns one, the same whenever it is called. The inputs are real
-    arrays of any shape: those of float64 are used as they lie in memory, others as copies in float64. What has no
-    gradient, such as labels, is no input: close over it. `names` of the inputs are by default those of f's parameters.
+    f takes a float64 Tensor for each of `inputs`, and returns one, the same whenever it is called. The inputs
+    are real arrays of any shape: those of float64 are used as they lie in memory, others as copies in
+    float64. What has no gradient, such as labels, is no input: close over it. `names` are by default those of
+    f's parameters.
 
-    The check also fails when f writes to its inputs or to the cotangent, or returns gradients that are not finite, not
-    of their input's shape or not float64. It raises ValueError, on one line, for inputs and functions that it can not
-    check; a wrong gradient raises nothing, see Result.passed.
+    The check also fails when f writes to its inputs or to the cotangent, or returns gradients that are not
+    finite, not of their input's shape or not float64. It raises ValueError, on one line, for inputs and
+    functions that can not be checked; a wrong gradient raises nothing, see Result.passed.
 
-    `reference` is what to take differences of, if not f: a function of the same value at these inputs, for an f that
-    treats part of what it computes as a constant, as spectral normalisation does.
+    `reference` is what to take differences of, if not f: a function of the same value at these inputs, for an
+    f that treats part of what it computes as a constant, as spectral normalisation does.
     """
     subject = _Subject(f, inputs, name, names, tolerance, seed)
     large = [x.size > EVERY_ELEMENT for x in subject.arrays]
@@ -102,7 +109,7 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
     def moved(i, step):
         inputs = [x + step if i == k else x for k, x in enumerate(subject.arrays)]
         with no_tape(), kinks.replay(choices):
-            return f(*(Tensor(np.array(x)) for x in inputs)).data
+            return f(*(Tensor(np.asarray(x)) for x in inputs)).data
 
     worst = []  # of each input: error, name, index, analytic, numeric
     for i, (x, dx) in enumerate(zip(subject.arrays, subject.gradients, strict=True)):
@@ -115,7 +122,7 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
             numeric[k] = (c * (8 * near - far)).sum() / (12 * H)
         sizes, norm = np.maximum(abs(analytic), abs(numeric)), np.linalg.norm(dx)
         errors = np.zeros(len(directions))
-        if not max(norm, sizes.max()) <= ZERO * np.linalg.norm(c * y):
+        if not np.maximum(norm, sizes.max()) <= ZERO * np.linalg.norm(c * y):
             errors = abs(analytic - numeric) / np.maximum(sizes, norm / 1000)
         k = int(errors.argmax())  # a NaN counts as the largest, here and below
         index = k if large[i] else tuple(int(j) for j in np.unravel_index(k, x.shape))
@@ -124,11 +131,11 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
 
 
 def check_adjoint(f, *inputs, name=None, names=None, tolerance=1e-12, seed=0):
-    """For an f that is linear in each of its inputs while the others are held: is its backward pass the transpose?
+    """For an f that is linear in each input while the others are held: is its backward pass the transpose?
 
         <A x, c> = <x, A^T c>          error = |<y, c> - <x, dx>| / (|y| |c|)
 
-    Arguments and Result as in `check`; one pass, no differences, and so nearly exact. `index` is () throughout.
+    Arguments and Result as in `check`; no differences, and so nearly exact. `index` is () throughout.
     """
     subject = _Subject(f, inputs, name, names, tolerance, seed)
     if subject.fault:
@@ -142,10 +149,12 @@ def check_adjoint(f, *inputs, name=None, names=None, tolerance=1e-12, seed=0):
 
 
 class _Subject:
-    """What is being checked, and one ordinary run of it: its y, the cotangent c, the gradients, or what is at fault."""
+    """What is checked, and an ordinary run of it: y, the cotangent c, the gradients, or what is at fault."""
 
     def __init__(self, f, inputs, name, names, tolerance, seed):
-        self.start, self.tolerance, self.rng = perf_counter(), tolerance, np.random.default_rng(seed)
+        self.start, self.tolerance = perf_counter(), tolerance
+        # A generator of its own: an x from default_rng(0) must not meet c = x, to which batch norm is blind.
+        self.rng = np.random.default_rng([seed, *b"gradcheck"])
         self.arrays, self.names = _arrays(inputs), _names(f, inputs, names)
         self.name = name or getattr(f, "__name__", "f").replace("<lambda>", "f")
         self.fault = self._run(f)
@@ -188,7 +197,7 @@ def _arrays(inputs):
     arrays = [np.asarray(x) for x in inputs]
     for i, x in enumerate(arrays):
         if x.dtype.kind != "f":
-            raise ValueError(f"input {i} must be an array of real numbers, not {x.dtype}: close over what has no gradient")
+            raise ValueError(f"input {i} must hold reals, not {x.dtype}: close over what has no gradient")
         if not x.size or not np.isfinite(x).all():
             raise ValueError(f"input {i} of shape {x.shape} must have elements, and finite ones")
     return [x.astype(np.float64, copy=False) for x in arrays]

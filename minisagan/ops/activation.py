@@ -28,7 +28,7 @@ def tanh(x):
 
 
 def _positive(x, out):
-    np.maximum(x, np.zeros(x.shape[-1], x.dtype), out=out)  # a row of zeros: twice as fast as a scalar 0
+    np.maximum(x, np.zeros(x.shape[-1:], x.dtype), out=out)  # a row of zeros: twice as fast as a scalar 0
 
 
 def _gated(g, y, out):

@@ -82,7 +82,7 @@ def reshape(x, shape):
 
 def transpose(x, axes=None):
     """x with its axes in the order `axes` (default: reversed)."""
-    back = None if axes is None else tuple(np.argsort(axes))
+    back = None if axes is None else tuple(np.argsort([axis % x.ndim for axis in axes]))
     return Tensor(x.data.transpose(axes), (x,), lambda g, needs: (g.transpose(back),))
 
 

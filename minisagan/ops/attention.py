@@ -34,6 +34,8 @@ def attend(query, key, value):
     way back. Equal to softmax(key @ query^T, axis=1)^T @ value.
     """
     q, k, v = query.data, key.data, value.data
+    if not len(q) == len(k) == len(v) or q.shape[2] != k.shape[2] or k.shape[1] != v.shape[1]:
+        raise ValueError(f"attend takes (N, J, d), (N, I, d), (N, I, e), not {q.shape}, {k.shape}, {v.shape}")
     N, J, I = len(q), q.shape[1], k.shape[1]
     beta = np.empty((N, I, J), q.dtype)
     o = np.empty((N, J, v.shape[2]), q.dtype)

@@ -23,6 +23,8 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
     Returns y (N, H, W, C), and (mean, var) as arrays for the running averages.
     """
     xd, (N, H, W, C) = x.data, x.shape
+    if gain.shape != bias.shape or gain.shape not in ((C,), (N, C)):
+        raise ValueError(f"for x {x.shape}, gain and bias are both ({C},) or ({N}, {C}), not {gain.shape}, {bias.shape}")
     mean, var = statistics or batch_statistics(xd)
     rstd = 1 / np.sqrt(var + xd.dtype.type(eps))
     gd = np.broadcast_to(gain.data, (N, C))

@@ -36,18 +36,14 @@ def conv(x, w, b=None, stride=1):
     kh, kw = w.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
         raise ValueError(f"conv takes odd kernels and stride 1 or 2, not {kh}x{kw} and {stride}")
-    size = tuple(-(-s // stride) for s in x.shape[1:3])
+    xd, wd, size = x.data, w.data, tuple(-(-s // stride) for s in x.shape[1:3])
     at = stride, kh // 2, kw // 2
-    xd, wd = x.data, w.data
-
-    def vjp(g, needs):
-        return (
-            scatter(g, wd.transpose(0, 1, 3, 2), *at, xd.shape[1:3]) if needs[0] else None,
-            outer(xd, g, (kh, kw), *at) if needs[1] else None,
-            *([channel_sum(g)] if b is not None else []),
-        )
-
-    return Tensor(gather(xd, wd, *at, size, bias=b and b.data), (x, w, b) if b is not None else (x, w), vjp)
+    return _op(
+        (x, w, b),
+        lambda bias: gather(xd, wd, *at, size, bias),
+        lambda g: scatter(g, wd.transpose(0, 1, 3, 2), *at, xd.shape[1:3]),
+        lambda g: outer(xd, g, (kh, kw), *at),
+    )
 
 
 def up_conv(x, w, b=None):
@@ -56,42 +52,50 @@ def up_conv(x, w, b=None):
     y[R] sums w[k] x[h] over 2h <= R + k - 1 <= 2h + 1, that is scatter(x, v) with v[i] = w[2 - i] + w[3 - i], along
     both axes: v = smear(w) turned by 180 degrees.  dx = gather(g, v^T);  dw = smear^T(outer(g, x)^T turned).
     """
-    xd, v = x.data, smear(w.data)[::-1, ::-1]
-
-    def vjp(g, needs):
-        return (
-            gather(g, v.transpose(0, 1, 3, 2), 2, 1, 1, xd.shape[1:3]) if needs[0] else None,
-            unsmear(outer(g, xd, (4, 4), 2, 1, 1).transpose(0, 1, 3, 2)[::-1, ::-1]) if needs[1] else None,
-            *([channel_sum(g)] if b is not None else []),
-        )
-
-    size = 2 * x.shape[1], 2 * x.shape[2]
-    return Tensor(scatter(xd, v, 2, 1, 1, size, bias=b and b.data), (x, w, b) if b is not None else (x, w), vjp)
+    xd, v, size = x.data, smear(w.data)[::-1, ::-1], (2 * x.shape[1], 2 * x.shape[2])
+    return _op(
+        (x, w, b),
+        lambda bias: scatter(xd, v, 2, 1, 1, size, bias),
+        lambda g: gather(g, v.transpose(0, 1, 3, 2), 2, 1, 1, xd.shape[1:3]),
+        lambda g: unsmear(outer(g, xd, (4, 4), 2, 1, 1).transpose(0, 1, 3, 2)[::-1, ::-1]),
+    )
 
 
 def conv_down(x, w, b=None):
     """avg_pool(conv(x, w, b)) at 16/36 of the work: x (N, H, W, C), H and W even, w (3, 3, C, O) -> (N, H/2, W/2, O).
 
-    y[h] = 1/4 sum of the 2x2 block of b + sum_k w[k] x[2h + a + k - 1] = gather(x, u) with u[i] = (w[i] + w[i-1])/2
-    along each axis: u = smear(w)/4.  dx = scatter(g, u^T);  dw = smear^T(outer(x, g))/4.
+    y[h] averages b + sum_k w[k] x[2h + a + k - 1] over a = 0, 1: gather(x, u) with u[i] = (w[i] + w[i - 1]) / 2, along
+    both axes: u = smear(w) / 4.  dx = scatter(g, u^T);  dw = smear^T(outer(x, g)) / 4.
     """
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"conv_down halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")
-    xd, u = x.data, smear(w.data) / 4
+    xd, u, size = x.data, smear(w.data) / 4, (x.shape[1] // 2, x.shape[2] // 2)
+    return _op(
+        (x, w, b),
+        lambda bias: gather(xd, u, 2, 1, 1, size, bias),
+        lambda g: scatter(g, u.transpose(0, 1, 3, 2), 2, 1, 1, xd.shape[1:3]),
+        lambda g: unsmear(outer(xd, g, (4, 4), 2, 1, 1)) / 4,
+    )
+
+
+def _op(parents, forward, dx, dw):
+    """The Tensor of forward(bias), with dx(g), dw(g) and the bias's gradient for its backward pass."""
+    x, w, b = parents
+    if x.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
+        shapes = ", ".join(str(p.shape) for p in parents if p is not None)
+        raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
 
     def vjp(g, needs):
-        return (
-            scatter(g, u.transpose(0, 1, 3, 2), 2, 1, 1, xd.shape[1:3]) if needs[0] else None,
-            unsmear(outer(xd, g, (4, 4), 2, 1, 1)) / 4 if needs[1] else None,
-            *([channel_sum(g)] if b is not None else []),
-        )
+        rules = dx, dw, channel_sum
+        return [rule(g) if need else None for rule, need in zip(rules, needs, strict=False)]
 
-    size = x.shape[1] // 2, x.shape[2] // 2
-    return Tensor(gather(xd, u, 2, 1, 1, size, bias=b and b.data), (x, w, b) if b is not None else (x, w), vjp)
+    return Tensor(forward(b if b is None else b.data), parents if b is not None else (x, w), vjp)
 
 
 def smear(w):
     """A 3x3 kernel convolved with a 2x2 box of ones, (3, 3, C, O) -> (4, 4, C, O): u[i] = w[i] + w[i - 1] on each axis."""
+    if w.shape[:2] != (3, 3):
+        raise ValueError(f"up_conv and conv_down take 3x3 kernels, not {w.shape[0]}x{w.shape[1]}")
     u = np.zeros((4, 4) + w.shape[2:], w.dtype)
     for a in (0, 1):
         for b in (0, 1):

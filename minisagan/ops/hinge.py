@@ -12,6 +12,8 @@ from minisagan.autograd import Tensor
 
 def hinge_discriminator(scores):
     """L_D of the scores (2n,) of one batch, real images in its first half and fakes in its second; each mean over n."""
+    if scores.ndim != 1 or not len(scores.data) or len(scores.data) % 2:
+        raise ValueError(f"hinge_discriminator takes scores (2n,): n of real images, n of fakes; not {scores.shape}")
     n = len(scores.data) // 2
     sign = np.repeat(np.array([1, -1], scores.dtype), n)  # (2n,)
     margin = 1 - sign * scores.data
@@ -22,5 +24,7 @@ def hinge_discriminator(scores):
 
 def hinge_generator(scores):
     """L_G of the scores (n,) of fakes."""
+    if scores.ndim != 1:
+        raise ValueError(f"hinge_generator takes scores (n,), not {scores.shape}")
     n = len(scores.data)
     return Tensor(-scores.data.mean(), (scores,), lambda g, needs: (np.full(n, -g / n, scores.dtype),))

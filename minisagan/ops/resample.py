@@ -27,21 +27,23 @@ def avg_pool(x):
 def max_pool(x):
     """The largest of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
     _check_even(x, "max_pool")
-    N, H, W, C = x.shape
-    blocks = x.data.reshape(N, H // 2, 2, W // 2, 2, C).transpose(2, 4, 0, 1, 3, 5).reshape(4, -1)  # (4, N H/2 W/2 C)
-    winner = kinks.chosen(lambda: blocks.argmax(0))
+    corners = [x.data[:, a::2, b::2] for a in (0, 1) for b in (0, 1)]  # four views (N, H/2, W/2, C)
+    winner = kinks.chosen(lambda: np.argmax(corners, 0))
     if winner is None:
-        y = np.maximum(np.maximum(blocks[0], blocks[1]), np.maximum(blocks[2], blocks[3]))
+        y = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
     else:
-        y = np.take_along_axis(blocks, winner[None], 0)[0]
+        y = np.choose(winner, corners)
 
     def vjp(g, needs):
-        first = blocks.argmax(0) if winner is None else winner
-        dblocks = (np.arange(4)[:, None] == first) * g.reshape(-1)  # (4, N H/2 W/2 C)
-        dx = dblocks.reshape(2, 2, N, H // 2, W // 2, C).transpose(2, 3, 0, 4, 1, 5)
-        return (dx.reshape(N, H, W, C),)
+        dx, rest = np.empty(x_shape, g.dtype), g  # the rest is what no corner has taken yet
+        for k, corner in enumerate(corners):
+            taken = rest * (corner == y if winner is None else winner == k)
+            dx[:, k // 2 :: 2, k % 2 :: 2] = taken
+            rest = rest - taken
+        return (dx,)
 
-    return Tensor(y.reshape(N, H // 2, W // 2, C), (x,), vjp)
+    x_shape = x.shape
+    return Tensor(y, (x,), vjp)
 
 
 def _repeat(x, factor):

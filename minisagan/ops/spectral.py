@@ -23,21 +23,20 @@ def spectral_norm(w, u, move, axis=-1):
     that calling twice gives the same output.
     """
     matrix = w.data.reshape(-1, w.shape[-1]).T if axis == -1 else w.data.reshape(w.shape[0], -1)  # W: (O, K)
-    v = _unit(u @ matrix)  # (K,)
+    v, sigma = _unit(u @ matrix)  # (K,), |W^T u|
     if move:
-        u[...] = _unit(matrix @ v)
-    left = u.copy()  # the tape's own: u moves on
-    sigma = left @ matrix @ v
+        u[...], sigma = _unit(matrix @ v)  # u^T W v = |W v|, since u = W v / |W v|
+    left, shape = u.copy(), w.shape  # the tape's own: u moves on
     y = w.data / sigma
 
     def vjp(g, needs):
         outer = np.multiply.outer(v, left) if axis == -1 else np.multiply.outer(left, v)
-        return ((g - (g * y).sum() * outer.reshape(w_shape)) / sigma,)
+        return ((g - (g * y).sum() * outer.reshape(shape)) / sigma,)
 
-    w_shape = w.shape
     return Tensor(y, (w,), vjp)
 
 
 def _unit(x):
-    """x / |x|."""
-    return x / (np.sqrt(x @ x) + 1e-12)
+    """l2(x) = x / |x|, and |x|."""
+    norm = np.sqrt(x @ x)
+    return x / (norm + x.dtype.type(1e-12)), norm

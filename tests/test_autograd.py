@@ -1,0 +1,256 @@
+"""The tape: sums over shared nodes, one linear walk, memory freed on the way, and dtypes kept."""
+
+import gc
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+from minisagan import ops, selfcheck
+from minisagan.autograd import Tensor, grad, no_tape, recording
+
+CASES = [pytest.param(case, id=f"{op}: {case.name}") for op in ops.__all__ for case in selfcheck.cases(op)]
+
+
+def leaf(*values):
+    return Tensor(np.array(values, np.float64))
+
+
+def counted(calls, *parents, name="op"):
+    """A sum of its parents that notes each call of its vjp, and what was needed."""
+
+    def vjp(g, needs):
+        calls.append((name, needs))
+        return tuple(g.copy() for _ in parents)
+
+    return Tensor(np.sum([p.data for p in parents], axis=0), parents, vjp)
+
+
+@pytest.fixture
+def no_gc():
+    """Python's cyclic collector, off: what is freed is freed by reference count."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_x_times_x_has_derivative_2x():
+    x = leaf(3.0, -2.0)
+    (dx,) = grad((x * x).sum(), [x])
+    assert dx.tolist() == [6, -4]
+
+
+def test_shared_subgraphs_are_summed_and_each_node_visited_once():
+    calls, x = [], leaf(1.0)
+    a = counted(calls, x, name="a")
+    b = counted(calls, a, a, name="b")
+    c = counted(calls, b, a, name="c")
+    d = counted(calls, c, b, c, name="d")  # d = 2c + b = 2(b + a) + b = 3b + 2a = 8a
+    (dx,) = grad(d, [x])
+    assert dx.tolist() == [8] and [name for name, _ in calls] == ["d", "c", "b", "a"]
+
+
+def test_a_ladder_of_2_to_the_200_paths_takes_200_visits():
+    x = y = leaf(1.0)
+    calls = []
+    for _ in range(200):
+        y = counted(calls, y, y)
+    (dx,) = grad(y, [x])
+    assert dx.tolist() == [2.0**200] and len(calls) == 200
+
+
+def test_a_node_waits_for_its_youngest_child_in_whatever_order_parents_stand():
+    for turn in (1, -1):
+        x = leaf(2.0)
+        a = x * x
+        b = a * a
+        y = Tensor(a.data + b.data, (a, b)[::turn], lambda g, needs: (g, g))  # x^2 + x^4
+        assert grad(y, [x])[0].tolist() == [2 * 2 + 4 * 8]
+
+
+def chain(length):
+    y = x = leaf(1.0)
+    for _ in range(length):
+        y = Tensor(y.data, (y,), lambda g, needs: (g,))
+    return x, y
+
+
+def test_a_chain_of_50000_ops_overflows_nothing_even_when_dropped_unwalked():
+    x, y = chain(50_000)
+    assert grad(y, [x])[0].tolist() == [1]
+    chain(50_000)
+
+
+def test_the_work_of_a_walk_is_linear_in_its_length():
+    def calls(length):
+        x, y = chain(length)
+        events = []
+        sys.setprofile(lambda frame, event, arg: events.append(event))
+        try:
+            grad(y, [x])
+        finally:
+            sys.setprofile(None)
+        return len(events)
+
+    assert calls(4_000) < 4.1 * calls(1_000)
+
+
+def test_unrelated_tensors_get_zeros_of_their_own_shape_and_dtype():
+    x, other = leaf(1.0, 2.0), Tensor(np.ones((2, 3), np.float32))
+    dother, dx, again = grad((x * 3).sum(), [other, x, x])
+    assert dother.shape == (2, 3) and dother.dtype == np.float32 and not dother.any()
+    assert dx.tolist() == again.tolist() == [3, 3]
+
+
+def test_intermediate_tensors_and_the_loss_itself_may_be_wanted():
+    x = leaf(2.0)
+    y = x * x
+    loss = y * y
+    assert [d.tolist() for d in grad(loss, [loss, y, x])] == [[1], [8], [32]]
+
+
+def test_only_what_leads_to_something_wanted_is_asked_for():
+    calls, x, w, v = [], leaf(1.0), leaf(2.0), leaf(3.0)
+
+    def no_vjp(g, needs):
+        raise AssertionError("asked for a gradient that nobody wants")
+
+    side = Tensor(v.data, (v,), no_vjp)
+    y = counted(calls, x, w, side, name="y")
+    assert grad(counted(calls, y, side, name="z"), [w])[0].tolist() == [1]
+    assert calls == [("z", (True, False)), ("y", (False, True, False))]
+
+
+def test_what_lies_below_a_wanted_tensor_is_not_walked():
+    calls, x = [], leaf(1.0)
+    y = counted(calls, x, name="y")
+    z = counted(calls, y, name="z")
+    grad(z, [y])
+    assert calls == [("z", (True,))]
+    assert grad(y, [x])[0].tolist() == [1]  # and stays good
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ops_compute_what_is_needed_and_only_that_matters(case):
+    """Each input wanted by itself gets the gradient that it gets among all."""
+    rng = np.random.default_rng(0)
+    tensors = [Tensor(x) for x in case.inputs]
+    c = np.asarray(rng.standard_normal(case.f(*tensors).shape))
+    every = grad(case.f(*tensors), tensors, c)
+    for tensor, d in zip(tensors, every, strict=True):
+        assert np.array_equal(grad(case.f(*tensors), [tensor], c)[0], d)
+
+
+def test_no_tape_remembers_nothing_and_ends_even_by_an_exception():
+    x = leaf(1.0)
+    with no_tape():
+        assert not recording()
+        y = x * x
+        with no_tape():
+            pass
+        assert not recording()
+    assert recording() and y.parents == () and y.vjp is None and y.data.tolist() == [1]
+    assert grad(y.sum(), [x])[0].tolist() == [0]
+    with pytest.raises(KeyError), no_tape():
+        raise KeyError
+    assert recording()
+
+
+def test_without_a_cotangent_the_loss_must_be_a_scalar():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(ValueError, match=r"shape \(2,\) needs a cotangent"):
+        grad(x * x, [x])
+    assert grad(x * x, [x], np.array([1.0, 10.0]))[0].tolist() == [2, 40]
+    assert grad((x * x).sum(), [x], np.array(2.0))[0].tolist() == [4, 8]
+    assert grad(leaf(3.0) * x.sum(), [x])[0].tolist() == [3, 3]  # shape (1,) is a scalar, too
+
+
+def test_a_tape_can_be_walked_once():
+    x = leaf(1.0)
+    y = x * x
+    loss = y.sum()
+    grad(loss, [x])
+    for again in (loss, y.sum(), (y * leaf(2.0)).sum()):
+        with pytest.raises(RuntimeError, match="walked by an earlier grad"):
+            grad(again, [x])
+    assert grad((x * x).sum(), [x])[0].tolist() == [2]
+
+
+def test_two_losses_on_separate_tapes_of_the_same_leaves_do_not_meet():
+    x, w = leaf(1.0), leaf(5.0)
+    one, two = (x * w).sum(), (x * x * w).sum()
+    assert [d.tolist() for d in grad(one, [x, w])] == [[5], [1]]
+    assert [d.tolist() for d in grad(two, [x, w])] == [[10], [1]]
+
+
+def test_gradients_are_returned_and_leave_nothing_behind():
+    x = leaf(1.0)
+    for _ in range(2):
+        assert grad((x * x).sum(), [x])[0].tolist() == [2]
+    assert x.parents == () and x.vjp is None and x.data.tolist() == [1]
+
+
+def test_operators_take_numbers_arrays_and_tensors_on_both_sides():
+    x, a = leaf(1.0, 4.0), np.array([2.0, 8.0])
+    for y, dy in [
+        (x + 1, 1), (1 + x, 1), (a + x, 1), (x - 1, 1), (1 - x, -1), (x - a, 1), (a - x, -1), (-x, -1),
+        (x * 3, 3), (3 * x, 3), (a * x, a), (x / 2, 0.5), (x / a, 1 / a), (a / x, -a / x.data**2),
+        (2 / x, -2 / x.data**2),
+    ]:  # fmt: skip
+        assert isinstance(y, Tensor)
+        assert np.allclose(grad(y.sum(), [x])[0], np.broadcast_to(dy, 2), rtol=1e-15)
+    assert ((x + 1) - (x - 1)).data.tolist() == [2, 2] and (a / x).data.tolist() == [2, 2]
+
+
+def test_activations_die_while_the_backward_pass_consumes_them(no_gc):
+    """When the oldest op's vjp runs, the arrays of all younger ones are gone."""
+    alive, x = [], leaf(*range(10))
+
+    def look(g, needs):
+        alive.extend(ref() is not None for ref in refs)
+        return (g,)
+
+    y = Tensor(x.data.copy(), (x,), look)
+    refs = []
+    for _ in range(5):
+        y = ops.tanh(y)
+        refs += [weakref.ref(y), weakref.ref(y.data)]
+    loss = y.sum()
+    del y
+    grad(loss, [x])
+    assert alive == [False] * 10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_op_keeps_itself_alive(case, no_gc):
+    """A result that is dropped unwalked dies at once: no vjp holds on to the Tensor that it made."""
+    y = case.f(*map(Tensor, case.inputs))
+    dead = weakref.ref(y)
+    del y
+    assert dead() is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_every_op_keeps_the_dtype(case, dtype):
+    tensors = [Tensor(x.astype(dtype)) for x in case.inputs]
+    y = case.f(*tensors)
+    assert y.dtype == dtype
+    c = np.asarray(np.random.default_rng(0).standard_normal(y.shape)).astype(dtype)
+    for tensor, d in zip(tensors, grad(y, tensors, c), strict=True):
+        assert d.dtype == dtype and d.shape == tensor.shape
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_is_right_to_its_precision(case):
+    """The paths of float32 (vectors of another width, chunks of another size) compute the same thing."""
+    rng = np.random.default_rng(0)
+    double = [Tensor(x.astype(np.float32).astype(np.float64)) for x in case.inputs]
+    single = [Tensor(x.astype(np.float32)) for x in case.inputs]
+    y64, y32 = case.f(*double), case.f(*single)
+    c = np.asarray(rng.standard_normal(y64.shape)).astype(np.float32)
+    gradients = zip(grad(y64, double, c.astype(np.float64)), grad(y32, single, c), strict=True)
+    tolerance = 2e-3 if "1000" in case.name else 2e-5  # logits of 1000 have steps of 6e-5
+    for exact, found in [(y64.data, y32.data), *gradients]:
+        assert np.linalg.norm(found - exact) <= tolerance * np.linalg.norm(exact) + 1e-5 * np.linalg.norm(c)

@@ -1,0 +1,190 @@
+"""The checker's interface: what it says in a Result, what it finds besides wrong numbers, what it refuses."""
+
+import numpy as np
+import pytest
+
+from minisagan import ops
+from minisagan.autograd import Tensor
+from minisagan.gradcheck import Result, check, check_adjoint
+
+MATRIX = np.random.default_rng(1).standard_normal((4, 5))
+
+
+def draw(*shapes):
+    rng = np.random.default_rng(1)
+    return tuple(rng.standard_normal(shape) for shape in shapes)
+
+
+def unary(y, dx):
+    """An op y(x) with the backward pass dx(g, x)."""
+    return lambda x: Tensor(y(x.data), (x,), lambda g, needs, x=x.data: (dx(g, x),))
+
+
+def sine(factor):
+    """sin with its derivative times a factor."""
+
+    def op(x):
+        return Tensor(np.sin(x.data), (x,), lambda g, needs, x=x.data: (factor * g * np.cos(x),))
+
+    return op
+
+
+def writes_to_input(x):
+    x.data *= 2
+    return x * 1
+
+
+def writes_to_input_backward(x):
+    def vjp(g, needs, x=x.data):
+        x += 1
+        return (g,)
+
+    return Tensor(x.data.copy(), (x,), vjp)
+
+
+def writes_to_cotangent(x):
+    def vjp(g, needs):
+        g *= 3
+        return (g,)
+
+    return Tensor(3 * x.data, (x,), vjp)
+
+
+noise = np.random.default_rng(0)
+
+FAULTS = {
+    "x was written to": writes_to_input,
+    "x was written to ": writes_to_input_backward,
+    "the cotangent was written to": writes_to_cotangent,
+    "the output is float32, of float64 inputs": unary(np.float32, lambda g, x: g),
+    "dx is of shape (4, 5) and float32, but x of (4, 5) and float64": unary(
+        np.copy, lambda g, x: g.astype(np.float32)
+    ),
+    "dx is of shape (5, 4) and float64, but x of (4, 5) and float64": unary(np.copy, lambda g, x: g.T),
+    "dx is of shape (1, 5) and float64, but x of (4, 5) and float64": unary(
+        lambda x: x.sum(0), lambda g, x: g[None]
+    ),
+    "dx is of shape None and None, but x of (4, 5) and float64": unary(np.copy, lambda g, x: g.tolist()),
+    "dx is not finite": unary(np.copy, lambda g, x: g / 0),
+    "the output is not finite": unary(lambda x: np.log(x - x), lambda g, x: g),
+    "two calls with the same inputs differ in what they return": lambda x: x * noise.standard_normal(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_can_not_be_compared_is_named(fault):
+    before = MATRIX.copy()
+    for checker in (check, check_adjoint) if "two calls" not in fault else (check,):
+        row = checker(lambda x: FAULTS[fault](x), MATRIX, name="op")
+        assert row.fault == fault.strip() and not row.passed and row.error == np.inf
+        assert str(row).startswith("FAILED  op ") and str(row).endswith(f": {fault.strip()}")
+        assert np.array_equal(MATRIX, before)
+
+
+def test_a_reference_of_another_value_is_refused():
+    row = check(ops.tanh, MATRIX, reference=lambda x: x * x)
+    assert row.fault == "reference and f differ in what they return"
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x, lambda x: x[::-1].copy(), lambda x: 1.01 * x])
+def test_adjoint_identity(wrong):
+    matrix, x = draw((4, 4), (4,))
+    good = lambda x: Tensor(matrix @ x.data, (x,), lambda g, needs: (matrix.T @ g,))
+    bad = lambda x: Tensor(matrix @ x.data, (x,), lambda g, needs: (wrong(matrix) @ g,))
+    assert check_adjoint(good, x).error < 1e-15
+    row = check_adjoint(bad, x, name="A")
+    assert row.error > 1e-4 and not row.passed
+    assert f"<x, dx> is {row.analytic:.9g} and should be {row.numeric:.9g}" in str(row)
+
+
+def test_the_fields_of_a_result():
+    def op(first, second):
+        def vjp(g, needs):
+            d = 2 * g
+            d[1, 2] *= 1.5
+            return g * 1, d
+
+        return Tensor(first.data + 2 * second.data, (first, second), vjp)
+
+    row = check(op, *draw((3, 4), (3, 4)), tolerance=1e-7)
+    found = row.error, 1e-7, row.seconds, "second", (1, 2), row.analytic, row.numeric
+    assert row == Result("op", ((3, 4), (3, 4)), "every element", *found)
+    assert row.error == pytest.approx(1 / 3) and row.analytic == pytest.approx(1.5 * row.numeric)
+    assert 0 < row.seconds < 10 and not row.passed
+    assert str(row).split() == ["FAILED", "op", "3.3e-01", "every", "element", "(3,", "4)", "(3,", "4):",
+                                "dsecond[1,", "2]", "is", f"{row.analytic:.9g}", "and", "should", "be",
+                                f"{row.numeric:.9g}"]  # fmt: skip
+
+
+def test_the_fields_of_a_result_in_random_directions():
+    row = check(sine(1.01), np.random.default_rng(0).standard_normal((15, 14)))
+    assert row.method == "8 directions" and row.index in range(8) and row.input == "x"
+    assert row.error == pytest.approx(0.01 / 1.01) and f"<dx, direction {row.index}> is" in str(row)
+    row = check(lambda x, w: x @ w, *draw((15, 14), (14, 2)))
+    assert row.method == "both" and row.passed
+    wrong = check(lambda x, w: x.sum() + sine(2)(w), *draw((15, 14), (2,)))
+    assert (wrong.method, wrong.input) == ("both", "w") and wrong.index in [(0,), (1,)]
+    assert str(row).split() == ["ok", "f", f"{row.error:.1e}", "both", "(15,", "14)", "(14,", "2)"]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in sqrt")
+def test_differences_that_are_not_a_number_fail():
+    """At x = h the point x - 2h lies outside: nothing was compared, whatever the other elements say."""
+    root = unary(np.sqrt, lambda g, x: g / (2 * np.sqrt(x)))
+    row = check(lambda x, other: root(x) + other, np.array([1.0, 1e-3, 4.0]), np.ones(1))
+    assert np.isnan(row.error) and row.index == (1,) and not row.passed and "nan" in str(row)
+    assert not check(unary(np.sqrt, lambda g, x: 0 * g), np.array([1e-3])).passed
+
+
+def test_names_come_from_the_parameters_or_the_caller():
+    wrong = sine(2)
+    assert check(lambda image: wrong(image), MATRIX).input == "image"
+    assert check(lambda *inputs: wrong(inputs[0]), MATRIX).input == "x0"
+    assert check(wrong, MATRIX, names=["w"]).input == "w"
+    assert check(wrong, MATRIX).name == "op" and check(wrong, MATRIX, name="sin").name == "sin"
+
+
+def test_the_seed_is_all_that_chance_hangs_on():
+    wrong = sine(2)
+    rows = [check(wrong, MATRIX, seed=seed) for seed in (3, 3, 4)]
+    assert rows[0].analytic == rows[1].analytic != rows[2].analytic
+
+
+def test_float32_inputs_are_checked_as_copies_in_float64():
+    x = draw((3, 4))[0].astype(np.float32)
+    assert check(ops.tanh, x).passed and x.dtype == np.float32
+    assert check(ops.tanh, 0.5).shapes == ((),)
+    assert check(ops.tanh, [0.5, 1.0]).passed
+
+
+def test_inputs_keep_their_place_in_memory():
+    def op(x):
+        seen.append(x.data)
+        return x * 1
+
+    seen, x = [], np.random.default_rng(0).standard_normal((4, 6))[::2, ::3]
+    assert check(op, x).passed and seen[0].strides == x.strides and np.shares_memory(seen[0], x)
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda: check(ops.tanh), "a gradient check needs at least one input array"),
+        (lambda: check_adjoint(ops.upsample), "a gradient check needs at least one input array"),
+        (lambda: check(ops.embedding, np.ones((3, 2)), np.array([0])), "input 1 must .* not int64: close"),
+        (lambda: check(ops.tanh, np.ones(3, bool)), "input 0 must hold reals, not bool"),
+        (lambda: check(ops.tanh, np.ones(3, complex)), "not complex128"),
+        (lambda: check(ops.tanh, Tensor(np.ones(3))), "not object"),
+        (lambda: check(ops.tanh, "x"), "not <U1"),
+        (lambda: check(ops.tanh, np.ones((3, 0))), r"input 0 of shape \(3, 0\) must have elements"),
+        (lambda: check(ops.tanh, np.array([1, np.nan])), r"of shape \(2,\) must have elements, and finite"),
+        (lambda: check(lambda x: x.data, np.ones(3)), "f must return one Tensor to be checked, not a nda"),
+        (lambda: check(lambda x: (x, x), np.ones(3), name="pair"), "pair must return one .* not a tuple"),
+        (lambda: check(ops.tanh, np.ones(3), names=["x", "y"]), "1 inputs but 2 names: x, y"),
+    ],
+)
+def test_misuse_is_one_clear_line(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call()
+    assert "\n" not in str(error.value)
