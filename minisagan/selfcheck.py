@@ -1,19 +1,20 @@
-"""Every op under the gradient checker: the table that `minisagan gradcheck` and the tests go through.
+"""Every op, layer and network under the gradient checker: the table that `minisagan gradcheck` and the tests go through.
 
-A function here stands for one op, and yields its cases: shapes that are easily got wrong (one image, odd
+A function here stands for one of them, and yields its cases: shapes that are easily got wrong (one image, odd
 sizes, a kernel larger than the image, several chunks), broadcasting, inputs used twice, extreme values. Of
 each op the first case is checked once more with inputs that do not lie contiguously in memory.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
-from minisagan import ops
+from minisagan import nn, ops
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
-from minisagan.gradcheck import check, check_adjoint
+from minisagan.gradcheck import EVERY_ELEMENT, check, check_adjoint
+from minisagan.models import Architecture, Discriminator, Generator
 
 CASES = {}
 
@@ -28,6 +29,7 @@ class Case:
     linear: bool = False
     reference: callable = None
     names: tuple = None
+    every_element: int = EVERY_ELEMENT
 
 
 def run(name=None):
@@ -37,7 +39,14 @@ def run(name=None):
     for op in CASES if name is None else [name]:
         for case in cases(op):
             title = f"{op}: {case.name}"
-            yield check(case.f, *case.inputs, name=title, names=case.names, reference=case.reference)
+            yield check(
+                case.f,
+                *case.inputs,
+                name=title,
+                names=case.names,
+                reference=case.reference,
+                every_element=case.every_element,
+            )
             if case.linear:
                 yield check_adjoint(case.f, *case.inputs, name=title, names=case.names)
 
@@ -309,3 +318,104 @@ def spectral_norm(draw):
         title = f"{len(shape)} axes, channels {layout}"
         yield Case(f"{title}, at rest", partial(norm, move=False), (w,))
         yield Case(f"{title}, moving", partial(norm, move=True), (w,), reference=held)
+
+
+def _module(name, module, run, *inputs, every_element=EVERY_ELEMENT):
+    """A Case for a layer or network: run(module, *inputs) by its inputs and all its parameters.
+
+    Gates of attention are opened (at gamma = 0 the gradients of all projections are 0), and biases, gains and u are
+    random; batch norm normalises by the batch, and spectral norm's u rests, so that each call is the same function.
+    """
+    draw = np.random.default_rng(1).standard_normal
+    for layer in module.modules(nn.Layer):
+        for _ in range(3):  # from the first u, w / sigma is far larger than in training, and its softmax nearly hard
+            layer.weight()
+        layer.training = False
+    parameters = module.parameters()
+    for key, p in parameters.items():
+        if p.ndim < 2 or key.endswith(("gain", "bias")):
+            p.data = 0.5 * draw(p.shape) + (1 if key.endswith(("gain", "gamma")) else 0)
+
+    def f(*tensors):
+        for key, tensor in zip(parameters, tensors[len(inputs) :], strict=True):
+            *path, last = key.split(".")
+            setattr(reduce(getattr, path, module), last, tensor)
+        return run(module, *tensors[: len(inputs)])
+
+    names = (*(f"input{i}" for i in range(len(inputs))), *parameters)
+    arrays = (*inputs, *(np.asarray(p.data) for p in parameters.values()))
+    return Case(name, f, arrays, names=names, every_element=every_element)
+
+
+def _init():
+    return nn.Init(0, dtype=np.float64)
+
+
+@_table
+def linear(draw):
+    yield _module("SN-linear", nn.Linear(_init(), 5, 4), lambda layer, x: layer(x), *draw((3, 5)))
+
+
+@_table
+def sn_conv(draw):
+    yield _module("SN-conv 3x3", nn.Conv(_init(), 2, 3), lambda layer, x: layer(x), *draw((2, 4, 5, 2)))
+
+
+@_table
+def sn_embedding(draw):
+    yield _module("SN-embedding", nn.Embedding(_init(), 4, 3), lambda layer: layer(np.array([3, 0, 3])))
+
+
+@_table
+def conditional_batch_norm(draw):
+    layer = nn.BatchNorm(_init(), 3, classes=4)
+    yield _module("by class", layer, lambda layer, x: layer(x, np.array([3, 0, 3])), *draw((3, 4, 2, 3)))
+
+
+@_table
+def self_attention(draw):
+    for form in ("official", "paper"):
+        layer = nn.SelfAttention(_init(), 8, form)
+        yield _module(form, layer, lambda layer, x: layer(x), *draw((2, 4, 6, 8)))
+
+
+@_table
+def up_block(draw):
+    layer = nn.UpBlock(_init(), 3, 2, classes=2, momentum=0.9, spectral=True)
+    yield _module("by class", layer, lambda layer, x: layer(x, np.array([1, 0])), *draw((2, 3, 4, 3)))
+
+
+@_table
+def down_block(draw):
+    for name, options in (("first", {"first": True}), ("down", {}), ("last", {"down": False})):
+        layer = nn.DownBlock(_init(), 3, 3, True, **options)
+        yield _module(name, layer, lambda layer, x: layer(x), *draw((2, 4, 6, 3)))
+
+
+@_table
+def discriminator_loss(draw):
+    """L_D by all of D's parameters, and by the images."""
+    for form in ("official", "paper"):
+        D = Discriminator(Architecture(width=8, classes=3, attention_form=form), _init())
+        (x,) = draw((4, 32, 32, 1))
+
+        def loss(D, x):
+            return ops.hinge_discriminator(D(x, np.array([0, 1, 2, 2])))
+
+        yield _module(form, D, loss, np.tanh(x), every_element=16)
+
+
+@_table
+def generator_loss(draw):
+    """L_G by all of G's parameters, and by z, through a discriminator at rest."""
+    for form, classes in (("official", 2), ("paper", 0)):
+        arch = Architecture(width=8, classes=classes, latent=4, attention_form=form)
+        D = Discriminator(arch, _init()).eval()
+        D.attention.gamma.data = np.asarray(0.7)
+        labels = np.array([1, 0, 1]) if classes else None
+
+        def loss(G, z, D=D, labels=labels):
+            return ops.hinge_generator(D(G(z, labels), labels))
+
+        title = f"{form}, {'by class' if classes else 'unconditional'}"
+        yield _module(title, Generator(arch, _init()), loss, *draw((3, 4)), every_element=8)

@@ -1,33 +1,37 @@
 """Digits drawn by the program itself: a data set without a file or a network.
 
-A digit is the path of a pen, given by a few points (`FORMS`). The pen runs through them on a Catmull-Rom spline, which
-is linear in its points: path = basis @ points, with one constant basis for each form. For every image the points are
-moved by a smooth random warp; the path is slanted, turned, stretched, fitted into the frame MNIST uses, and inked.
+A digit is the path of a pen, given by a few points (`FORMS`). The pen runs through them on a Catmull-Rom
+spline, which is linear in its points: path = basis @ points, with one constant basis for each form. For every
+image the points are moved by a smooth random warp; the path is slanted, turned, stretched, fitted into the
+frame of MNIST and inked.
 
-Ink: each of the path's segments, of length l_j and middle c_j, adds a Gaussian of width s to a density whose logarithm
-gives the distance to the path (a soft minimum, exact beside a long straight stroke), and the distance gives the ink:
+Ink: each of the path's segments, of length l_j and middle c_j, adds a Gaussian of width s to a density. The
+density's logarithm gives the distance to the path (a soft minimum over the segments, exact beside a straight
+stroke), and the distance gives the ink:
 
-    density(x) = sum_j l_j exp(-|x - c_j|^2 / 2 s^2) / (s sqrt(2 pi)),    distance(x)^2 = -2 s^2 log density(x)
-    ink(x) = 1/2 + (radius - distance(x)) / edge,  clipped to [0, 1]
+    density(x)    = sum_j l_j exp(-|x - c_j|^2 / 2 s^2) / (s sqrt(2 pi))
+    distance(x)^2 = -2 s^2 log density(x)
+    ink(x)        = 1/2 + (radius - distance(x)) / edge,  clipped to [0, 1]
 
-A Gaussian is a factor in x times a factor in y, so that the sum over the segments is one matrix product for an image.
+A Gaussian is a factor in x times a factor in y: the sum over the segments is one matrix product for an image.
 """
 
 import functools
+from itertools import pairwise
 
 import numpy as np
 
 from minisagan.errors import UsageError
 
-# The forms of each digit: points "x,y" in a box of 20 x 20, y downwards. The pen passes smoothly through the points;
-# a point given twice is a corner, "/" lifts the pen. The forms of a digit are equally frequent.
+# The forms of each digit: points "x,y" in a box of 20 x 20, y downwards. The pen passes smoothly through the
+# points; a point given twice is a corner, "/" lifts the pen. The forms of a digit are equally frequent.
 FORMS = (
     (  # 0: open at the top, overlapping, wide
         "11,0 5,3 3,10 5,17 10,20 15,17 17,10 15,3 9,0",
         "13,3 8,0 3,7 4,15 9,20 15,16 17,8 13,1 8,2",
         "8,1 2,6 2,14 9,19 17,16 19,8 14,2 7,1",
     ),
-    (  # 1: plain, bowed, with a flag, with flag and foot
+    (  # 1: plain (two shares), bowed, with a flag, with flag and foot
         "10,0 10,20",
         "10,0 10,20",
         "10,0 11,10 10,20",
@@ -65,7 +69,7 @@ FORMS = (
         "8,0 3,8 3,16 9,20 16,17 17,11 11,9 5,14 6,18",
         "12,0 6,8 4,16 7,20 12,18 11,14 7,14 5,18",
     ),
-    (  # 7: plain, with a bar, with a serif, curved
+    (  # 7: plain, with a bar, with a serif, curved, round
         "3,1 16,1 16,1 9,20",
         "3,1 16,1 16,1 9,20 / 6,11 16,11",
         "3,5 4,1 4,1 16,1 16,1 11,10 9,20",
@@ -86,26 +90,29 @@ FORMS = (
     ),
 )
 
-SEGMENTS = 64  # of a path, whatever its form: each shorter than a pixel of 28, about
+SEGMENTS = 64  # of a path, whatever its form: each about a pixel of 28 long, or shorter
 CHUNK = 100  # images drawn together, from one block of the generator's counter: part of what a seed means
-WAVES, FREQUENCY, AMPLITUDE = 4, 1.4, 0.13  # of the warp, in half boxes: 10 units of FORMS
-BRUSH, EDGE = 0.7, 1.4  # s and edge of the equations above, pixels of 28
+WAVES, FREQUENCY, AMPLITUDE = 4, 1.4, 0.12  # of the warp, in half boxes (10 units of FORMS)
+BRUSH, EDGE = 0.7, 1.4  # s and edge of the equations above, in pixels of 28
 
 
 def _spline(form):
-    """The points of a form with the pen's time at each, (M, 3); the basis of the path, (SEGMENTS + 1, M), at even
-    distances; and on which segments the pen is down, (SEGMENTS,)."""
+    """A form's points with the time of the pen at each, (M, 3); the basis of its path at even distances,
+    (SEGMENTS + 1, M); the segments on which the pen is down, (SEGMENTS,)."""
     strokes = [np.array([point.split(",") for point in stroke.split()], float) for stroke in form.split("/")]
     points = np.concatenate(strokes) / 10 - 1  # (M, 2) in [-1, 1]
-    time = np.append(0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))  # (M,)
+    time = np.append(0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))) / 2  # (M,), in boxes
 
-    # Between points 1 and 2 of four the spline is cubic(u) @ (p0, p1, p2, p3); the ends of a stroke are repeated.
-    u = np.linspace(0, 1, 33)[:, None]
-    cubic = np.hstack([-u + 2 * u**2 - u**3, 2 - 5 * u**2 + 3 * u**3, u + 4 * u**2 - 3 * u**3, u**3 - u**2]) / 2
+    # Between p1 and p2 the spline is cubic(u) @ (p0, p1, p2, p3), the ends of a stroke taken twice. A corner
+    # has no piece between its two equal points, and no piece sees across it.
+    u = np.linspace(0, 1, 65)[:, None]
+    cubic = u ** np.arange(4) @ np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
     ends = np.cumsum([0] + [len(stroke) for stroke in strokes])
-    four = [np.clip(np.arange(a, b - 1)[:, None] + [-1, 0, 1, 2], a, b - 1) for a, b in zip(ends, ends[1:])]
-    fine = (cubic @ np.eye(len(points))[np.concatenate(four)]).reshape(-1, len(points))  # (pieces * 33, M)
-    stroke_of = np.repeat(np.arange(len(strokes)), [len(u) * len(f) for f in four])
+    four = [np.clip(np.arange(a, b - 1)[:, None] + [-1, 0, 1, 2], a, b - 1) for a, b in pairwise(ends)]
+    four = np.concatenate(four)
+    four = four[np.any(points[four[:, 1]] != points[four[:, 2]], axis=1)]  # (pieces, 4)
+    fine = (cubic @ np.eye(len(points))[four]).reshape(-1, len(points))  # (pieces * 65, M)
+    stroke_of = np.repeat(np.searchsorted(ends, four[:, 1], side="right"), len(u))
 
     step = np.linalg.norm(np.diff(fine @ points, axis=0), axis=1) * (np.diff(stroke_of) == 0)
     length = np.append(0, np.cumsum(step))
@@ -115,9 +122,9 @@ def _spline(form):
 
 @functools.cache
 def _splines(forms):
-    """`_spline` of all forms of all digits, stacked: (F, M, 3), (F, SEGMENTS + 1, M), (F, SEGMENTS); short forms are
-    padded with points of no weight."""
-    points, basis, down = zip(*(_spline(form) for digit in forms for form in digit))
+    """`_spline` of all forms of all digits, stacked: (F, M, 3), (F, SEGMENTS + 1, M), (F, SEGMENTS); forms of
+    fewer points are padded with points of no weight."""
+    points, basis, down = zip(*(_spline(form) for digit in forms for form in digit), strict=True)
     most = max(len(p) for p in points)
     points = np.stack([np.pad(p, ((0, most - len(p)), (0, 0))) for p in points])
     basis = np.stack([np.pad(b, ((0, 0), (0, most - b.shape[1]))) for b in basis])
@@ -144,7 +151,7 @@ def _draw_chunk(labels, rng, size):
     y_axis = np.stack([-slant * cos - sin, cos - slant * sin], 1)
     path = basis[form] @ p @ np.stack([x_axis, y_axis], 1)  # (N, SEGMENTS + 1, 2)
 
-    # MNIST's frame: the longer side of the digit is 20 pixels of 28, its centre of mass is in the middle.
+    # MNIST's frame: the digit's longer side is about 20 pixels of 28, its centre of mass is in the middle.
     radius = np.exp(0.25 * normal() + 0.3)[:, None, None]  # (N, 1, 1)
     path *= (20 - 2 * radius) / np.ptp(path, axis=1).max(axis=1)[:, None, None]
     length = np.linalg.norm(np.diff(path, axis=1), axis=2, keepdims=True) * down[form][:, :, None]
@@ -161,17 +168,17 @@ def _draw_chunk(labels, rng, size):
 
 
 def draw(count, seed=0, size=28):
-    """Draw digits: images uint8 (count, size, size), white on black, and labels int64 (count,), which are i % 10.
+    """Draw digits: images uint8 (count, size, size), white on black; labels int64 (count,), 0 to 9 in turn.
 
-    Image i depends on (seed, i) alone, so that fewer images are the beginning of more. Raises UsageError for a count
-    or seed below 0 or a size below 8.
+    Image i depends on (seed, i) alone: fewer images are the beginning of more. Another size is the same
+    picture, larger or smaller. Raises UsageError where not count >= 0, 0 <= seed < 2**64 and size >= 8.
     """
     if count < 0 or size < 8 or not 0 <= seed < 2**64:
         raise UsageError(f"drawn digits: no such count, seed or size: {count}, {seed}, {size} "
                          "(count >= 0, 0 <= seed < 2**64, size >= 8)")
     images = np.empty((count, size, size), np.uint8)
     labels = np.arange(count, dtype=np.int64) % 10
-    for start in range(0, count, CHUNK):  # whole chunks, also the last: every image is made by the same arithmetic
+    for start in range(0, count, CHUNK):  # the last one whole too: the same arithmetic for any count
         rng = np.random.Generator(np.random.Philox(key=seed, counter=(start // CHUNK) << 64))
         images[start:start + CHUNK] = _draw_chunk((start + np.arange(CHUNK)) % 10, rng, size)[:count - start]
     return images, labels

@@ -1,0 +1,299 @@
+"""Every picture the project makes: grids of samples, their film, curves of a run, attention as heat.
+
+Pictures are uint8 arrays (H, W, C), C = 1 (grey) or 3, until `write_png` or `write_gif` puts them on disk.
+Figures are drawn at twice their size and shrunk with Lanczos' filter, for smooth lines and letters. Series
+have the colours of Okabe and Ito (2008), which colour-blind readers tell apart; heat has viridis (Smith and
+van der Walt, 2015), which rises evenly in lightness.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from minisagan.errors import DataError, Fault, UsageError
+
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
+HEAT = np.array([list(bytes.fromhex(colour)) for colour in VIRIDIS], float)  # (9, 3), evenly spaced
+GREYS = ((np.arange(256) + 8) // 17 * 17).astype(np.uint8)  # the nearest of 16 levels from 0 to 255
+GAP, GAP_GREY = 2, 128  # pixels between the images of a grid, and their value
+FRAMES, COLOURS = 40, 64  # the most that a film gets
+INK, AXIS, RULE = "#333333", "#999999", "#E8E8E8"
+DENSE = 200  # points: a series of as many is drawn pale, with its running mean over it
+_font = lru_cache(ImageFont.load_default)  # by size in pixels
+_plain = lambda text: text.encode("ascii", "replace").decode()  # the font has little more
+
+
+def grid(images, columns, scale=None, names=None):
+    """Images uint8 (N, H, W, C) in rows of `columns`, as one picture (H', W', C) with grey gaps of 2 pixels.
+
+    Each pixel becomes `scale` x `scale` pixels; by default just so many that an image is 56 or more wide.
+    `names`, one for each row, are written to the left of the rows. UsageError for 0 images, columns or scale.
+    """
+    n, h, w, c = _checked(images, 4).shape
+    scale = max(1, -(-56 // w)) if scale is None else scale
+    if min(n, columns, scale) < 1:
+        raise UsageError(f"a grid of {n} images, {columns} columns, scale {scale}: each must be 1 or more")
+    columns, rows = min(columns, n), -(-n // columns)
+    h, w = h * scale + GAP, w * scale + GAP
+    cells = np.full((rows * columns, h, w, c), GAP_GREY, np.uint8)
+    cells[:n, :-GAP, :-GAP] = images.repeat(scale, 1).repeat(scale, 2)
+    cells = cells.reshape(rows, columns, h, w, c).swapaxes(1, 2)  # (rows, h, columns, w, C)
+    sheet = cells.reshape(rows * h, columns * w, c)[:-GAP, :-GAP]
+    if names is None:
+        return sheet
+    size = max(9, min(18, h * 2 // 3))
+    width = 16 + max(_length(name, size) for name in names)
+    places = [(width - 8, k * h + (h - GAP) / 2, name) for k, name in zip(range(rows), names, strict=True)]
+    return np.concatenate([_strip(len(sheet), width, c, size, "rm", places), sheet], axis=1)
+
+
+def write_png(path, image):
+    """Writes uint8 (H, W, C), all or nothing; Fault if the folder is absent or read-only, or has no space."""
+    _put(path, _checked(image, 3), extension=".png")
+
+
+def read_png(path):
+    """What `write_png` wrote there, uint8 (H, W, C); DataError if it is missing or damaged."""
+    try:
+        return np.atleast_3d(iio.imread(Path(path).read_bytes(), extension=".png"))
+    except Exception as error:  # decoders raise all kinds
+        raise DataError(f"{path}: not a picture that can be read: {error}") from error
+
+
+def write_gif(path, frames, milliseconds, last=None, captions=None):
+    """Writes frames uint8 (H, W, C), all of one shape, as a film that never ends; Fault as in `write_png`.
+
+    Of more than 40 frames 40 are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
+    tens), the last one for `last`; equal neighbours become one. `captions`, one text for each frame, are
+    written below. To keep the file small there are 16 greys, or 64 colours chosen for the whole film.
+    """
+    kept = np.linspace(0, len(frames) - 1, min(len(frames), FRAMES)).astype(int)
+    film = _few_colours(_checked(np.stack([frames[k] for k in kept]), 4))  # (N, H, W, C)
+    if captions is not None:
+        film = _captioned(film, [captions[k] for k in kept])
+    durations = [milliseconds] * (len(film) - 1) + [milliseconds if last is None else last]
+    durations = durations if len(film) > 1 else durations[0]  # as Pillow wants it
+    _put(path, film, extension=".gif", is_batch=True, duration=durations, loop=0)
+
+
+def _checked(x, ndim):
+    if x.dtype != np.uint8 or x.ndim != ndim or x.shape[-1] not in (1, 3):
+        raise ValueError(f"{x.dtype} {x.shape} is not uint8 ({'N, ' * (ndim - 3)}H, W, C) with C = 1 or 3")
+    return x
+
+
+def _put(path, x, **options):
+    """A kill leaves the old file or the new one. (No fsync: what a power cut takes can be drawn again.)"""
+    x = x[..., 0] if x.shape[-1] == 1 else x  # so imageio wants its greys
+    data = iio.imwrite("<bytes>", x, plugin="pillow", **options)
+    temp = Path(f"{path}.tmp")
+    try:
+        temp.write_bytes(data)
+        temp.replace(path)
+    except OSError as error:
+        raise Fault(f"{path}: not written ({error.strerror or error}): check its folder and disk") from error
+    finally:
+        with contextlib.suppress(OSError):  # after the replace there is none
+            temp.unlink()
+
+
+def _few_colours(film):
+    if film.shape[-1] == 1:
+        return GREYS[film]
+    sample = np.linspace(0, film.size // 3 - 1, 20_000).astype(int)
+    palette = Image.fromarray(film.reshape(1, -1, 3)[:, sample]).quantize(COLOURS, kmeans=1)
+    few = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in film]
+    return np.stack([np.asarray(image.convert("RGB")) for image in few])
+
+
+def _captioned(film, captions):
+    """The film with a white strip and a caption below each frame, and widened if a caption needs it."""
+    w, c = film.shape[2:]
+    width = max(w, 16 + max(_length(text, 16) for text in captions))
+    film = np.pad(film, ((0, 0), (0, 0), (0, width - w), (0, 0)), constant_values=255)
+    strips = [GREYS[_strip(28, width, c, 16, "lm", [(8, 14, text)])] for text in captions]
+    return np.concatenate([film, strips], axis=1)
+
+
+def _length(text, size):
+    return int(np.ceil(_font(size).getlength(_plain(text))))
+
+
+def _text(pen, x, y, text, size, anchor):
+    pen.text((x, y), _plain(text), INK, _font(size), anchor)
+
+
+def _strip(height, width, channels, size, anchor, places):
+    """White, (height, width, channels), with the text of each (x, y, text)."""
+    image = Image.new("RGB", (width, height), "white")
+    for x, y, text in places:
+        _text(ImageDraw.Draw(image), x, y, text, size, anchor)
+    return np.asarray(image)[..., :channels]
+
+
+@dataclass
+class Panel:
+    """A pair of axes. A series is (label, xs, ys) or, with an error band, (label, xs, ys, low, high)."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    series: list
+
+
+def curves(path, records):
+    """Draws a run's log, a list of dicts, as a picture (H, W, 3); writes it to `path` unless that is None.
+
+    Keys: step, loss_d, loss_g, d_real, d_fake, gamma_d, gamma_g. What a record lacks, or has as None, is left
+    out; a NaN leaves a gap. A run that logs no gamma has no panel for it.
+    """
+    def series(label, key):
+        points = [(r["step"], r[key]) for r in records if None not in (r.get("step"), r.get(key))]
+        return label, *np.array(points, float).reshape(-1, 2).T
+
+    losses = [series("discriminator", "loss_d"), series("generator", "loss_g")]
+    outputs = [series("D(real)", "d_real"), series("D(fake)", "d_fake")]
+    gammas = [series("discriminator", "gamma_d"), series("generator", "gamma_g")]
+    panels = [Panel("Losses", "step", "loss", losses), Panel("Discriminator", "step", "mean output", outputs)]
+    if any(len(xs) for _, xs, _ in gammas):
+        panels.append(Panel("Attention", "step", "gamma", gammas))
+    image = plot(panels)
+    if path is not None:
+        write_png(path, image)
+    return image
+
+
+def plot(panels, columns=1, width=900, height=250):
+    """Draws panels, each `width` / `columns` by `height` pixels, row by row; uint8 (H, width, 3).
+
+    Panels with one xlabel share its range. What is not finite leaves a gap. A series of 200 points or more,
+    and without a band, is drawn pale under its running mean.
+    """
+    rows, wide, high = -(-len(panels) // columns), 2 * width // columns, 2 * height
+    drawn = [[_series(*s) for s in panel.series] for panel in panels]
+    values = lambda name: [x for p, s in zip(panels, drawn, strict=True) if p.xlabel == name for x, _ in s]
+    x_axes = [_Axis(values(panel.xlabel), wide // 220, 0) for panel in panels]
+    y_axes = [_Axis([y.ravel() for _, y in series], 6, 0.05) for series in drawn]
+    left = 76 + max(_length(label, 24) for axis in y_axes for label in axis.labels)  # the same for all
+    image = Image.new("RGB", (2 * width, rows * high), "white")
+    for k, args in enumerate(zip(panels, drawn, x_axes, y_axes, strict=True)):
+        image.paste(_draw_panel(*args, left, wide, high), (k % columns * wide, k // columns * high))
+    return np.asarray(image.resize((width, rows * height), Image.LANCZOS))
+
+
+def _series(label, xs, ys, *band):
+    """x (n,) and y (1 or 3, n) in float64; what cannot be drawn is NaN."""
+    table = np.array([xs, ys, *band], float)
+    table[~(np.abs(table) < 1e30)] = np.nan
+    table[1:, np.isnan(table[0])] = np.nan
+    return table[0], table[1:]
+
+
+class _Axis:
+    """A range around values, never empty, with about `most` round ticks and a label for each."""
+
+    def __init__(self, arrays, most, margin):
+        values = np.concatenate([[], *arrays])
+        values = values[np.isfinite(values)]
+        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+        low = 0.0 if 0 < low < high / 10 else low  # when 0 is near, show it
+        size, pad = max(abs(low), abs(high)), margin * (high - low)
+        if high - low <= max(1e-9 * size, 1e-30):  # a constant
+            pad = size / 10 if size > 1e-30 else 1.0
+        self.low, self.high = low - pad, high + pad
+        counts = (values == np.round(values)).all()  # no ticks between them
+        least = max((self.high - self.low) / most, 1.0 if counts else 0.0)
+        steps = 10.0 ** np.floor(np.log10(least)) * np.array([1, 2, 2.5, 5, 10])
+        step = next(step for step in steps if step > 0.999 * least and not (counts and step % 1))
+        self.ticks = np.arange(np.ceil(self.low / step - 1e-6), self.high / step + 1e-6) * step + 0.0  # no -0
+        self.labels = [f"{tick:,.12g}" for tick in self.ticks]
+
+    def place(self, values, begin, end):
+        return begin + (values - self.low) / (self.high - self.low) * (end - begin)
+
+
+def _draw_panel(panel, series, x_axis, y_axis, left, width, height):
+    """The panel as an image of double size; the axes begin at x = `left`."""
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image, "RGBA")  # with this mode it blends
+    right, bottom, y = width - 64, height - 80, 40
+    _text(pen, left, y, panel.title, 28, "lm")
+    x = left + _length(panel.title, 28) + 56
+    colours = [SERIES[k % len(SERIES)] for k in range(len(series))]
+    for (label, *_), colour in zip(panel.series, colours, strict=True):  # the legend wraps
+        if x + 52 + _length(label, 24) > right:
+            x, y = left, y + 36
+        pen.line((x, y, x + 40, y), colour, 8)
+        _text(pen, x + 52, y, label, 24, "lm")
+        x += 92 + _length(label, 24)
+    top = y + 36
+    for y, label in zip(y_axis.place(y_axis.ticks, bottom, top), y_axis.labels, strict=True):
+        pen.line((left, y, right, y), RULE, 2)
+        _text(pen, left - 12, y, label, 24, "rm")
+    for x, label in zip(x_axis.place(x_axis.ticks, left, right), x_axis.labels, strict=True):
+        pen.line((x, bottom, x, bottom + 8), AXIS, 2)
+        _text(pen, x, bottom + 26, label, 24, "mm")
+    _text(pen, (left + right) / 2, bottom + 56, panel.xlabel, 24, "mm")
+    side = Image.fromarray(_strip(32, 1 + _length(panel.ylabel, 24), 3, 24, "lm", [(0, 16, panel.ylabel)]))
+    image.paste(side.rotate(90, expand=True), (16, (top + bottom - side.width) // 2))
+
+    placed = [(x_axis.place(x, left, right), y_axis.place(y, bottom, top)) for x, y in series]
+    for draw in (_draw_below, _draw_line):
+        for (x, y), colour in zip(placed, colours, strict=True):
+            draw(pen, x, y, colour)
+    if all(np.isnan(y).all() for _, y in placed):
+        _text(pen, (left + right) / 2, (top + bottom) / 2, "no values yet", 24, "mb")
+    pen.line((left, top, left, bottom, right, bottom), AXIS, 2)
+    return image
+
+
+def _draw_below(pen, x, y, colour):
+    """What lies below the lines: the error band, or the values of a dense series."""
+    pale = tuple(255 - (255 - value) // 3 for value in ImageColor.getrgb(colour))
+    for run in _runs(y):
+        middle, *band = [list(zip(x[run], row[run], strict=True)) for row in y]
+        if band:
+            pen.polygon(band[0] + band[1][::-1], colour + "40")
+        elif len(x) >= DENSE:
+            pen.line(middle, pale, 2)
+
+
+def _draw_line(pen, x, y, colour):
+    dense = len(y) == 1 and len(x) >= DENSE
+    for run in _runs(y[:1]):
+        row = _running_mean(y[0, run], len(x) // 40) if dense else y[0, run]
+        points = list(zip(x[run], row, strict=True))
+        pen.line(points, colour, 4, joint=None if dense else "curve")
+        for a, b in points if len(run) == 1 or len(x) <= 30 else ():
+            pen.ellipse((a - 6, b - 6, a + 6, b + 6), colour)
+
+
+def _runs(ys):
+    """The stretches of indices on which no row of ys (k, n) has a NaN."""
+    where = np.flatnonzero(np.isfinite(ys).all(0))
+    return np.split(where, np.flatnonzero(np.diff(where) > 1) + 1) if len(where) else []
+
+
+def _running_mean(ys, width):
+    """Each value averaged with `width` // 2 on either side, or as many as there are."""
+    total, at = np.append(0, np.cumsum(ys)), np.arange(len(ys))
+    begin, end = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(ys))
+    return (total[end] - total[begin]) / (end - begin)
+
+
+def colormap(values):
+    """Viridis: values in [0, 1], of any shape, to uint8 (..., 3), dark blue to yellow; beyond, the ends."""
+    at = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(values, at, channel) + 0.5 for channel in HEAT.T], -1).astype(np.uint8)
+
+
+def overlay(image, heat, alpha=0.6):
+    """`heat`, floats (h, w) in [0, 1], stretched over uint8 (H, W, C) as colour of opacity `alpha`."""
+    heat = Image.fromarray(heat.astype(np.float32)).resize(_checked(image, 3).shape[1::-1], Image.BILINEAR)
+    return ((1 - alpha) * image + alpha * colormap(np.asarray(heat)) + 0.5).astype(np.uint8)  # (H, W, 3)

@@ -1,0 +1,469 @@
+"""Pictures, by their pixels: what is drawn lies where it should, and files come back as they went in."""
+
+import contextlib
+import os
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minisagan import pictures
+from minisagan.data.drawn import draw
+from minisagan.errors import DataError, Fault, UsageError
+from minisagan.pictures import Panel, colormap, curves, grid, overlay, plot, read_png, write_gif, write_png
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+GREYS = pictures.GREYS
+BLUE, VERMILLION = pictures.SERIES[:2]
+HEADER = 30  # rows of a panel that hold its title and a legend of one line
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def near(image, colour, distance=40):
+    """Where a picture (H, W, 3) has a colour, "#rrggbb"."""
+    rgb = np.array(list(bytes.fromhex(colour[1:])))
+    return (np.abs(image.astype(int) - rgb) <= distance).all(-1)
+
+
+def rows(image, colour):
+    """For each column the mean row in which the colour is drawn, below the header; NaN if nowhere."""
+    mask = near(image, colour)
+    mask[:HEADER] = False
+    at = np.arange(len(image))[:, None]
+    return np.where(mask.any(0), (mask * at).sum(0) / np.maximum(mask.sum(0), 1), np.nan)
+
+
+def inked(rows):
+    """The columns, from the first to the last, in which something is drawn."""
+    return np.flatnonzero(np.isfinite(rows))
+
+
+def one_panel(*series, **options):
+    return plot([Panel("title", "x", "y", list(series))], **options)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+# Grids
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_shows_image_k_in_cell_k_enlarged_pixel_by_pixel(channels):
+    images = noise(7, 5, 6, channels)
+    sheet = grid(images, columns=3, scale=4)
+    assert sheet.dtype == np.uint8 and sheet.shape == (3 * 20 + 2 * 2, 3 * 24 + 2 * 2, channels)
+    rest = np.ones(sheet.shape, bool)
+    for k, image in enumerate(images):
+        y, x = k // 3 * 22, k % 3 * 26
+        cell = sheet[y:y + 20, x:x + 24]
+        np.testing.assert_array_equal(cell, np.kron(image, np.ones((4, 4, 1), np.uint8)))
+        rest[y:y + 20, x:x + 24] = False
+    assert (sheet[rest] == 128).all() and rest.sum() > 2 * 20 * 24  # gaps and the two empty cells
+
+
+@pytest.mark.parametrize("width, scale", [(20, 3), (28, 2), (32, 2), (55, 2), (56, 1), (64, 1), (128, 1)])
+def test_grid_makes_small_images_at_least_56_pixels_wide(width, scale):
+    assert grid(noise(2, 3, width, 1), columns=1).shape == (2 * 3 * scale + 2, width * scale, 1)
+
+
+def test_grid_of_fewer_images_than_columns_has_no_empty_cells():
+    images = noise(2, 64, 64, 3)
+    np.testing.assert_array_equal(grid(images, columns=9), grid(images, columns=2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_writes_the_name_of_each_row_beside_it(channels):
+    images = noise(6, 60, 60, channels)
+    sheet, plain = grid(images, 2, names=["ship", "", "ship"]), grid(images, 2)
+    width = sheet.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(sheet[:, width:], plain)
+    left = sheet[:, :width]
+    first, second, third = left[:60], left[62:122], left[124:]
+    assert (second == 255).all() and (left[:, [0, -1]] == 255).all()
+    np.testing.assert_array_equal(first, third)
+    ink = np.flatnonzero((first < 100).any((1, 2)))
+    assert len(ink) >= 12 and abs(ink.mean() - 30) < 3  # high enough to read, halfway down the row
+
+
+def test_grid_refuses_what_cannot_be_a_grid():
+    for arguments in [dict(columns=0), dict(columns=2, scale=0)]:
+        with pytest.raises(UsageError, match="0"):
+            grid(noise(4, 8, 8, 1), **arguments)
+    with pytest.raises(UsageError, match="0 images"):
+        grid(noise(0, 8, 8, 1), 2)
+    for images in [noise(4, 8, 8), noise(4, 8, 8, 2), np.zeros((4, 8, 8, 1), np.float32)]:
+        with pytest.raises(ValueError, match="not uint8"):
+            grid(images, 2)
+    with pytest.raises(ValueError):
+        grid(noise(4, 8, 8, 1), 2, names=["one name for two rows"])
+
+
+# Files
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 7, 3), (1, 1, 1), (5, 3, 1), (3, 4, 3), (4, 1, 3)])
+def test_png_comes_back_as_it_went_in(tmp_path, shape):
+    image = noise(*shape)
+    write_png(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), image[..., 0] if shape[-1] == 1 else image)
+    np.testing.assert_array_equal(read_png(tmp_path / "a.png"), image)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_missing_or_damaged_png_is_named(tmp_path):
+    write_png(tmp_path / "good.png", noise(40, 40, 3))
+    whole = (tmp_path / "good.png").read_bytes()
+    for name, data in {"short": whole[:-2000], "tiny": whole[:10], "empty": b"", "text": b"<html>"}.items():
+        (tmp_path / f"{name}.png").write_bytes(data)
+    for name in ("short", "tiny", "empty", "text", "absent"):
+        with pytest.raises(DataError, match=rf"{name}\.png: not a picture that can be read"):
+            read_png(tmp_path / f"{name}.png")
+
+
+def film_of(path):
+    """([frames (H, W, 3)], [durations], loop) of a GIF."""
+    with Image.open(path) as film:
+        frames, durations = [], []
+        for k in range(film.n_frames):
+            film.seek(k)
+            durations.append(film.info["duration"])
+            frames.append(np.asarray(film.convert("RGB")))
+        return frames, durations, film.info["loop"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif_has_each_frame_for_its_time_and_repeats(tmp_path, channels):
+    frames = [noise(8, 9, channels, seed=k).repeat(5, 0).repeat(5, 1) for k in range(4)]
+    write_gif(tmp_path / "a.gif", frames, 120, last=1500)
+    shown, durations, loop = film_of(tmp_path / "a.gif")
+    assert durations == [120, 120, 120, 1500] and loop == 0
+    for frame, wanted in zip(shown, frames, strict=True):
+        error = np.abs(frame.astype(int) - wanted)
+        assert error.max() <= (8 if channels == 1 else 128) and error.mean() < 16
+        assert channels == 3 or (frame == frame[..., :1]).all()  # grey stays grey
+    write_gif(tmp_path / "a.gif", frames, 120)
+    assert film_of(tmp_path / "a.gif")[1] == [120] * 4
+
+
+def test_gif_of_narrow_grey_frames_is_not_taken_for_one_in_colour(tmp_path):
+    frames = [GREYS[noise(5, 3, 1, seed=k)] for k in range(2)]
+    write_gif(tmp_path / "a.gif", frames, 100)
+    for frame, wanted in zip(film_of(tmp_path / "a.gif")[0], frames, strict=True):
+        np.testing.assert_array_equal(frame, np.broadcast_to(wanted, (5, 3, 3)))
+
+
+def test_gif_keeps_few_colours_as_they_are_through_all_frames(tmp_path):
+    few = noise(40, 3)
+    frames = [few[noise(30, 30, seed=k) % 40] for k in range(3)]
+    write_gif(tmp_path / "a.gif", frames, 100)
+    for frame, wanted in zip(film_of(tmp_path / "a.gif")[0], frames, strict=True):
+        assert np.abs(frame.astype(int) - wanted).max() <= 1
+
+
+def test_gif_of_many_frames_is_thinned_between_the_first_and_the_last(tmp_path):
+    frames = np.arange(0, 256, 2, dtype=np.uint8)[:, None, None, None] * np.ones((6, 6, 1), np.uint8)
+    write_gif(tmp_path / "a.gif", frames // 17 * 17, 50, last=1000)
+    shown, durations, _ = film_of(tmp_path / "a.gif")
+    assert (shown[0] == 0).all() and (shown[-1] == frames[-1] // 17 * 17).all()
+    assert sum(durations) == 39 * 50 + 1000  # equal neighbours became one, their time is kept
+    levels = [frame[0, 0, 0] for frame in shown]
+    assert levels == sorted(levels) and len(levels) == 15
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif_captions_stand_below_the_frames(tmp_path, channels):
+    frames = [np.full((20, 150, channels), 17 * k, np.uint8) for k in range(3)]
+    write_gif(tmp_path / "a.gif", frames, 100, captions=["step 100", "step 250", ""])
+    shown, _, _ = film_of(tmp_path / "a.gif")
+    for k, frame in enumerate(shown):
+        assert frame.shape == (48, 150, 3)
+        assert np.abs(frame[:20].astype(int) - 17 * k).max() <= 1
+    strips = [frame[20:] for frame in shown]
+    assert (strips[2] == 255).all()
+    same = (strips[0] == strips[1]).all((0, 2))
+    ink = (strips[0] < 100).any((0, 2)).nonzero()[0]
+    assert same[:ink[0] + 30].all() and not same.all()  # "step " alike, the number not
+    assert (strips[0] < 100).any((1, 2)).sum() >= 10
+
+
+def test_gif_grows_as_wide_as_its_captions_need(tmp_path):
+    write_gif(tmp_path / "a.gif", [noise(16, 16, 1)], 100, captions=["step 1,000,000"])
+    frame = film_of(tmp_path / "a.gif")[0][0]
+    assert frame.shape[1] > 100 and (frame[:16, 16:] == 255).all() and (frame[:, -7:] == 255).all()
+    assert np.abs(frame[:16, :16, :1].astype(int) - noise(16, 16, 1)).max() <= 8
+
+
+def test_gif_of_20_grids_of_digits_stays_below_a_megabyte(tmp_path):
+    images = draw(500, seed=3)[0][..., None]
+    sheets = [grid(images[k % 5 * 100:][:100], columns=10) for k in range(20)]
+    assert sheets[0].shape == (578, 578, 1)
+    write_gif(tmp_path / "a.gif", sheets, 200, captions=[f"step {k}" for k in range(20)])
+    assert os.path.getsize(tmp_path / "a.gif") < 1e6
+
+
+@contextlib.contextmanager
+def full_disk(_):
+    """No file can grow past 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def no_replace(patch):
+    def replace(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    with patch.context() as inside:
+        inside.setattr(os, "replace", replace)
+        yield
+
+
+FAULTS = [(full_disk, "File too large"), (no_replace, "Operation not permitted")]
+
+
+@pytest.mark.parametrize("fault, reason", FAULTS)
+@pytest.mark.parametrize("write", [write_png, lambda path, image: write_gif(path, [image], 100)])
+def test_a_failed_write_leaves_the_old_picture_and_no_other_file(tmp_path, monkeypatch, fault, reason, write):
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"the old one")
+    with fault(monkeypatch), pytest.raises(Fault, match=rf"^.*a\.gif: not written \({reason}\): .*$"):
+        write(path, noise(50, 50, 1))
+    assert os.listdir(tmp_path) == ["a.gif"] and path.read_bytes() == b"the old one"
+
+
+def test_a_folder_that_is_not_there_is_named_and_not_made(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in ["absent/a.png", "file/a.png", "folder"]:
+        with pytest.raises(Fault, match=f"{place}: not written"):
+            write_png(tmp_path / place, noise(4, 4, 1))
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and not os.listdir(tmp_path / "folder")
+
+
+# Curves
+
+
+def test_a_rising_series_rises_and_a_falling_one_falls():
+    image = one_panel(("up", [0, 1, 2, 3], [0, 1, 2, 3]), ("down", [0, 1, 2, 3], [3, 2, 1, 0]))
+    assert image.shape == (250, 900, 3) and image.dtype == np.uint8
+    up, down = rows(image, BLUE), rows(image, VERMILLION)
+    inner = slice(inked(up)[0] + 10, inked(down)[-1] - 10)
+    assert np.nanmax(np.diff(up[inner])) <= 0.5 and np.nanmin(np.diff(down[inner])) >= -0.5
+    assert up[inner][0] > 180 and up[inner][-1] < 60  # from the bottom to the top
+    straight = np.linspace(up[inner][0], up[inner][-1], len(up[inner]))
+    assert np.nanmax(np.abs(up[inner] - straight)) < 1.5
+
+
+def test_values_stand_where_the_axis_says():
+    image = one_panel(("low", [0, 8], [0, 0]), ("high", [0, 8], [9, 9]), ("between", [2, 6], [3, 3]))
+    low, high, between = (rows(image, colour) for colour in pictures.SERIES[:3])
+    low, high, level = np.nanmedian(low), np.nanmedian(high), np.nanmedian(between)
+    assert abs((low - level) / (low - high) - 1 / 3) < 0.01
+    ends, part = inked(rows(image, BLUE))[[0, -1]], inked(between)[[0, -1]]
+    np.testing.assert_allclose((part - ends[0]) / (ends[1] - ends[0]), [0.25, 0.75], atol=0.01)
+    ruled = np.flatnonzero((image[:, 150:200].max(-1) < 245).all(1) & (np.arange(250) > HEADER))
+    ticks = 9 * (low - ruled) / (low - high)  # there is a rule from side to side at each
+    assert all(np.abs(ticks - tick).min() < 0.06 for tick in (2, 4, 6, 8))
+    assert all(np.abs(ticks - other).min() > 0.5 for other in (1, 5, 7))
+
+
+@pytest.mark.parametrize("values, labels", [
+    ([0, 50_000], ["0", "10,000", "20,000", "30,000", "40,000", "50,000"]),
+    ([50, 50_000], ["0", "10,000", "20,000", "30,000", "40,000", "50,000"]),  # 0 is near
+    ([1, 3], ["1", "2", "3"]),  # steps: none between
+    ([0, 11], ["0", "5", "10"]),
+    ([7], ["7"]),
+    ([95, 105], ["96", "98", "100", "102", "104"]),
+    ([-0.5, 1.5], ["-0.5", "0", "0.5", "1", "1.5"]),
+    ([0.5, 0.5], ["0.45", "0.46", "0.47", "0.48", "0.49", "0.5", "0.51", "0.52", "0.53", "0.54", "0.55"]),
+    ([1e-7, 3e-7], ["1e-07", "1.5e-07", "2e-07", "2.5e-07", "3e-07"]),
+    ([1e6, 1e6 + 1e-3], ["1,000,000", "1,000,000.0002", "1,000,000.0004", "1,000,000.0006", "1,000,000.0008",
+                         "1,000,000.001"]),
+    ([5e-324, 1e-323], ["-1", "-0.5", "0", "0.5", "1"]),
+    ([-1e29, 1e29], ["-1e+29", "-5e+28", "0", "5e+28", "1e+29"]),
+    ([], ["0", "1"]),
+    ([np.nan, 2.5, np.nan, 3.5], ["2.6", "2.8", "3", "3.2", "3.4"]),
+])  # fmt: skip
+def test_ticks_are_round_and_their_labels_true(values, labels):
+    axis = pictures._Axis([np.array(values, float)], 10 if values == [0.5, 0.5] else 5, 0)
+    assert axis.labels == labels
+    np.testing.assert_allclose([float(label.replace(",", "")) for label in labels], axis.ticks, rtol=1e-12)
+    assert axis.low < axis.high
+
+
+@pytest.mark.parametrize("width", [900, 500])  # in one line, in several
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_the_legend_names_the_series_inside_the_picture(count, width):
+    names = [f"this is number {k}" for k in range(count)]
+    image = one_panel(*[(name, [0, 1], [np.nan, np.nan]) for name in names], width=width)  # no lines
+    assert (image[:, :4] == 255).all() and (image[:, -4:] == 255).all()
+    for k, colour in enumerate(pictures.SERIES):
+        y, x = near(image, colour, 24).nonzero()
+        if k >= count:
+            assert len(x) == 0 or colour == "#000000"  # the letters are dark
+        elif colour != "#000000":
+            assert np.ptp(x) == 19 and np.ptp(y) in (2, 3)  # a short thick line, then the name
+            assert (image[y.min() - 3:y.max() + 4, x.max() + 5:x.max() + 90] < 130).any(-1).sum() > 100
+
+
+def test_what_is_not_finite_leaves_a_gap():
+    ys = np.sin(np.arange(101) / 9)
+    ys[40:50], ys[50], ys[51:61] = np.nan, np.inf, 1e300
+    image = one_panel(("a", np.arange(101), ys))
+    columns = inked(rows(image, BLUE))
+    left, right = columns[0], columns[-1]
+    where = (columns - left) / (right - left)
+    assert not ((where > 0.4) & (where < 0.6)).any()
+    assert ((where > 0.3) & (where < 0.39)).sum() > 60 and ((where > 0.61) & (where < 0.7)).sum() > 60
+
+
+def test_a_lone_point_is_a_dot():
+    for series in [("a", [5], [2.0]), ("a", [0, 1, 2], [np.nan, 2.0, np.nan]), ("a", [1], [0.0])]:
+        image = one_panel(series)
+        dot = near(image[HEADER:], BLUE)
+        y, x = dot.nonzero()
+        assert 15 < dot.sum() < 60 and np.ptp(x) < 8 and np.ptp(y) < 8
+        assert 400 < x.mean() < 560  # in the middle of the range about it
+
+
+def test_the_error_band_is_tinted_between_low_and_high():
+    xs = np.arange(10)
+    image = one_panel(("a", xs, np.full(10, 5.0), np.full(10, 3.0), np.full(10, 7.0)),
+                      ("b", xs, np.full(10, 0.0)), ("c", xs, np.full(10, 10.0)))  # fmt: skip
+    zero, ten = (np.nanmedian(rows(image, colour)) for colour in pictures.SERIES[1:3])
+    at = lambda value: image[round(zero + (ten - zero) * value / 10), 450].astype(int)
+    tint = np.array([0xBF, 0xDC, 0xEC])  # a quarter of the blue on white
+    for value in (3.2, 4.5, 5.5, 6.8):
+        assert np.abs(at(value) - tint).max() < 14
+    for value in (2.7, 7.3):
+        assert at(value).min() > 225
+    broken = one_panel(("a", xs, xs, np.where(xs < 5, xs - 1.0, np.nan), xs + 1))
+    tinted, line = np.flatnonzero(near(broken, "#BFDCEC", 14).sum(0) > 8), inked(rows(broken, BLUE))
+    assert abs((tinted[-1] - line[0]) / (line[-1] - line[0]) - 4 / 9) < 0.02  # to where low ends
+
+
+def test_a_dense_series_is_pale_under_its_running_mean():
+    xs = np.arange(1000)
+    image = one_panel(("a", xs, np.where(xs % 2, 1, -1)), ("b", [0, 999], [-1, -1]), ("c", [0, 999], [1, 1]))
+    bottom, top = (np.nanmedian(rows(image, colour)) for colour in pictures.SERIES[1:3])
+    mean = rows(image, BLUE)
+    assert abs(np.nanmedian(mean) - (top + bottom) / 2) < 2
+    assert np.nanmin(mean) > top + 60 and np.nanmax(mean) < bottom - 60
+    beside = image[round(top) + 20:round(top) + 30, 200:700].astype(int)
+    assert (beside[..., 2] - beside[..., 0]).mean() > 30 and not near(beside, BLUE).any()
+
+
+def test_the_running_mean_is_the_mean_of_what_is_in_the_window():
+    ys = np.random.default_rng(0).standard_normal(23)
+    wanted = [ys[max(0, k - 3):k + 4].mean() for k in range(23)]
+    np.testing.assert_allclose(pictures._running_mean(ys, 7), wanted, atol=1e-14)
+    np.testing.assert_allclose(pictures._running_mean(ys[:2], 7), [ys[:2].mean()] * 2, atol=1e-14)
+
+
+def test_panels_stand_in_rows_and_share_the_range_of_their_xlabel():
+    panels = [
+        Panel("whole", "step", "", [("a", [0, 100], [0, 1])]),
+        Panel("other", "time", "", [("a", [50, 100], [0, 1])]),
+        Panel("half", "step", "", [("a", [50, 100], [100_000, 300_000])]),
+    ]
+    image = plot(panels, columns=2, width=1000, height=200)
+    assert image.shape == (400, 1000, 3) and (image[200:, 500:] == 255).all()
+    whole, other, half = (inked(rows(part, BLUE)) for part in
+                          (image[:200, :500], image[:200, 500:], image[200:, :500]))  # fmt: skip
+    assert abs(whole[0] - other[0]) <= 1 and abs(whole[-1] - half[-1]) <= 1  # the axes are aligned
+    assert abs(half[0] - (whole[0] + whole[-1]) / 2) < 5
+
+
+def log(count, **changes):
+    keys = ("loss_d", "loss_g", "d_real", "d_fake", "gamma_d", "gamma_g")
+    return [{"step": 10 * k, **{key: k + i for i, key in enumerate(keys)}, **changes} for k in range(count)]
+
+
+def test_curves_draws_losses_outputs_and_gates(tmp_path):
+    image = curves(tmp_path / "curves.png", log(50))
+    np.testing.assert_array_equal(read(tmp_path / "curves.png"), image)
+    assert image.shape == (750, 900, 3)
+    for k in range(3):
+        panel = image[250 * k:250 * (k + 1)]
+        d, g = rows(panel, BLUE), rows(panel, VERMILLION)
+        assert len(inked(d)) > 700 and np.nanmax(np.diff(d)) < 1
+        assert 2 < np.nanmean((d - g)[100:800]) < 6  # all of G's values lie one above D's, of 50
+
+
+def test_curves_without_gates_has_two_panels():
+    for records in ([], log(30, gamma_d=None, gamma_g=None), [{"step": 1, "loss_d": 0.5}]):
+        assert curves(None, records).shape == (500, 900, 3)
+    assert curves(None, log(30, gamma_d=None)).shape == (750, 900, 3)
+
+
+def test_curves_passes_over_what_is_missing_but_leaves_a_gap_at_a_nan():
+    def longest_gap(value):
+        records = log(61)
+        for record in records[20:40]:
+            record["loss_d"] = value
+        del records[50]["loss_d"], records[30]["step"]
+        panel = curves(None, records)[:250]
+        return np.diff(inked(rows(panel, BLUE))).max()
+
+    assert longest_gap(None) < 4 and longest_gap(float("nan")) > 200
+
+
+def test_curves_of_no_record_says_so_and_of_constants_draws_a_level_line():
+    empty = curves(None, [])
+    assert (empty[110:130, 420:520] < 100).any()  # "no values yet"
+    assert not near(empty[HEADER:250], BLUE).any()
+    partly = curves(None, [{"step": 0, "loss_d": 1.0}, {"step": 9, "loss_d": 2.0}])
+    assert not (partly[HEADER:200, 420:520] < 100).all(-1).any()
+    level = rows(curves(None, log(9, loss_d=3.0, loss_g=3.0))[:250], VERMILLION)
+    assert np.nanmax(level) - np.nanmin(level) < 1 and 90 < np.nanmean(level) < 150
+
+
+# Heat
+
+
+def test_the_colormap_rises_evenly_in_lightness():
+    colours = colormap(np.linspace(0, 1, 65)) / 255
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)  # sRGB
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness = 116 * np.cbrt(np.maximum(luminance, 0.008856)) - 16  # CIE L*, of 100
+    steps = np.diff(lightness)
+    assert (steps > 0).all() and steps.max() < 1.6 * steps.mean() and steps.min() > 0.4 * steps.mean()
+    assert lightness[0] < 17 and lightness[-1] > 88
+
+
+def test_the_colormap_keeps_shape_and_ends():
+    assert colormap(np.zeros((2, 3, 4))).shape == (2, 3, 4, 3) and colormap(0.3).shape == (3,)
+    assert colormap(np.zeros(1)).dtype == np.uint8
+    np.testing.assert_array_equal(colormap([-1, 0, 1, 2]), [[68, 1, 84]] * 2 + [[253, 231, 37]] * 2)
+    np.testing.assert_array_equal(colormap(0.5), [33, 145, 140])
+    np.testing.assert_array_equal(colormap(1 / 16), [70, 23, 104])  # halfway: 69.5, 23, 103.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_overlay_blends_the_colours_of_the_heat_into_the_image(channels):
+    image, heat = noise(8, 6, channels), np.random.default_rng(1).random((8, 6))
+    np.testing.assert_array_equal(overlay(image, heat, 0), np.broadcast_to(image, (8, 6, 3)))
+    np.testing.assert_array_equal(overlay(image, heat, 1), colormap(heat.astype(np.float32)))
+    mixed = 0.75 * image + 0.25 * colormap(heat.astype(np.float32))
+    assert np.abs(overlay(image, heat, 0.25) - mixed).max() <= 0.5
+
+
+def test_overlay_stretches_a_small_map_over_the_image():
+    heat = np.zeros((4, 2))
+    heat[3, 0] = 1  # below, at the left
+    shown = overlay(np.zeros((40, 30, 1), np.uint8), heat, 1)
+    assert shown.shape == (40, 30, 3)
+    np.testing.assert_array_equal(shown[39, 0], [253, 231, 37])
+    np.testing.assert_array_equal(shown[0, 29], [68, 1, 84])
