@@ -1,0 +1,3 @@
+"""minisagan: SAGAN (Zhang et al. 2018) from scratch on NumPy."""
+
+__version__ = "0.1.0"

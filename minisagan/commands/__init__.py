@@ -1,0 +1,94 @@
+"""The command line: `minisagan COMMAND`, a module of this folder for each command, imported when it is called.
+
+What goes wrong ends here, as one line on stderr and an exit code: 0 done, 1 failure, 2 usage, 3 data, 4 diverged,
+5 a gradient check failed, 130 and 143 stopped by Ctrl-C and SIGTERM. Results go to stdout, all else to stderr.
+
+Nothing here may import NumPy: `minisagan --help` and the shell's completion are to be there at once.
+"""
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from minisagan import __version__
+from minisagan.errors import Fault
+
+COMMANDS = {
+    "train": "Train a GAN on a data set, or go on with a run.",
+    "sample": "Draw images with a trained generator.",
+    "inspect": "Show what is in a run or a checkpoint, and whether it is intact.",
+    "gradcheck": "Compare the backward pass of every op with finite differences.",
+    "bench": "Time whole training steps, and each op in them.",
+    "doctor": "Show what is installed and found here, and test it.",
+}
+
+
+class Commands(click.Group):
+    """Its commands are names and short helps, until one is called and its module imported."""
+
+    debug = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name, short_help in COMMANDS.items():
+            self.add_command(click.Command(name, short_help=short_help))
+
+    def list_commands(self, ctx):
+        return list(COMMANDS)  # in this order
+
+    def resolve_command(self, ctx, args):
+        name, stub, args = super().resolve_command(ctx, args)
+        return name, stub and importlib.import_module(f"minisagan.commands.{name}").command, args
+
+    def main(self, args=None, prog_name=None, **kwargs):
+        """Run a command line (default: the process's own), and exit with its code."""
+        args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        try:
+            code = super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Abort:  # what click makes of a KeyboardInterrupt
+            code = self._fail(130, "interrupted")
+        except click.ClickException as error:
+            code = self._fail(error.exit_code, f"{error.format_message()} (-h shows the options)")
+        except Fault as error:
+            code = self._fail(error.exit_code, error)
+        except MemoryError as error:
+            code = self._fail(1, f"not enough memory for this size, width or batch: {error}")
+        except OSError as error:
+            code = self._fail(1, f"{error.filename or 'an operation of the system'}: {error.strerror or error}")
+        except Exception as error:
+            kind = type(error).__name__
+            code = self._fail(1, f"internal error, {kind}: {error}; minisagan --debug COMMAND ... shows where")
+        sys.exit(code or 0)
+
+    def _fail(self, code, message):
+        if self.debug:
+            traceback.print_exc()
+        click.echo(f"Error: {' '.join(str(message).split())}", err=True)
+        return code
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "auto_envvar_prefix": "MINISAGAN",
+        "max_content_width": 100,
+    },
+    epilog="""\b
+Every option can also be set by a variable: train's --width by MINISAGAN_TRAIN_WIDTH.
+Completion in bash: put this into ~/.bashrc (zsh: zsh_source and ~/.zshrc; fish: fish_source)
+    eval "$(_MINISAGAN_COMPLETE=bash_source minisagan)"
+""",
+)
+@click.version_option(__version__, message="%(prog)s %(version)s", allow_from_autoenv=False)
+@click.option("--debug", is_flag=True, show_default=False, help="Show a traceback with an error.")
+@click.pass_context
+def cli(ctx, debug):
+    """SAGAN, the self-attention GAN, from scratch on NumPy.
+
+    Begin with: minisagan train
+    """
+    ctx.command.debug = debug

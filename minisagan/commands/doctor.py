@@ -1,0 +1,55 @@
+"""`minisagan doctor`: what is installed and found here, and whether it computes what it should."""
+
+import importlib.metadata
+import os
+import platform
+
+import click
+
+from minisagan import __version__, data, device, selfcheck
+from minisagan.commands import hardware
+from minisagan.data import cifar
+from minisagan.data.download import locate
+
+PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x")
+SELF_TEST = "attend"
+
+
+@click.command(short_help="Show what is installed and found here, and test it.")
+def command():
+    """Show versions, cores, data sets and GPUs, and check the gradient of one op.
+
+    The exit code is 5 if that check fails.
+    """
+    where = data.data_folder()
+    click.echo(f"minisagan        {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package in PACKAGES:
+        click.echo(f"{package:16} {_version(package)}")
+    click.echo(f"BLAS             {device.blas()}")
+    click.echo(f"cores            {os.cpu_count()}, used by threads: {device.threads()}")
+    click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {hardware.missing()}")
+    click.echo(f"data folder      {where}{'' if where.is_dir() else ' (not there yet)'}")
+    for name in data.NAMES:
+        click.echo(f"  {name:14} {_found(name, where)}")
+    results = list(selfcheck.run(SELF_TEST))
+    failed = [result for result in results if not result.passed]
+    worst = max(result.error for result in results)
+    click.echo(f"self-test        {SELF_TEST}: {len(results)} checks, {len(failed)} failed, largest error {worst:.1e}")
+    for result in failed:
+        click.echo(result)
+    return 5 if failed else 0
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _found(name, where):
+    if name == "drawn-digits":
+        return "needs no file"
+    file = "train-images-idx3-ubyte"
+    path = locate(where, name, [cifar.FILE] if name == "cifar10" else [f"{file}.gz", file])
+    return path or "not there: train downloads it"

@@ -1,0 +1,48 @@
+"""`minisagan gradcheck`: the table of selfcheck, a row for each case."""
+
+import json
+import math
+
+import click
+
+from minisagan import selfcheck
+
+ROW = "{:4}  {:52}  {:13}  {:>7}  {:>7}  {:>7}  {}"
+
+
+@click.command(short_help="Compare the backward pass of every op with finite differences.")
+@click.option("--op", metavar="NAME", show_default="all ops", help="Check this op alone.")
+@click.option("--json", "as_json", is_flag=True, show_default=False, help="Print a list of JSON objects instead.")
+def command(op, as_json):
+    """Compare the backward pass of every op with finite differences of its forward pass, in float64.
+
+    A row for each case: the worst relative error over all inputs, in the directions that METHOD says, must not exceed
+    the tolerance. The exit code is 5 if one does; the worst element is then shown with both values.
+    """
+    results = []
+    for result in selfcheck.run(op):
+        if not results and not as_json:
+            click.echo(ROW.format("", "CASE", "METHOD", "ERROR", "ALLOWED", "SECONDS", "SHAPES"))
+        results.append(result)
+        if not as_json:
+            click.echo(_row(result))
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        click.echo("[" + ",\n ".join(json.dumps(_facts(result)) for result in results) + "]")
+    elif not failed:
+        click.echo(f"all {len(results)} checks passed")
+    for result in failed:
+        name = result.name.split(":")[0]
+        click.echo(f"{result}\n  again: minisagan gradcheck --op {name}", err=as_json)
+    return 5 if failed else 0
+
+
+def _row(r):
+    verdict, shapes = "PASS" if r.passed else "FAIL", " ".join("x".join(map(str, s)) or "()" for s in r.shapes)
+    return ROW.format(verdict, r.name, r.method, f"{r.error:.1e}", f"{r.tolerance:.0e}", f"{r.seconds:.2f}", shapes)
+
+
+def _facts(r):
+    """A result for JSON, which has no NaN and no infinity: they become null."""
+    facts = {**vars(r), "passed": r.passed}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}

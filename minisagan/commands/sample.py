@@ -1,0 +1,129 @@
+"""`minisagan sample`: images from a trained generator, as a grid, as arrays or as files.
+
+Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
+however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product may
+round differently for another number of rows.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+
+from minisagan import data, pictures, rng, runs
+from minisagan.data.download import progress
+from minisagan.errors import Fault, UsageError
+from minisagan.train import generate
+
+BATCH = 16
+
+
+@click.command(short_help="Draw images with a trained generator.")
+@click.argument("run")
+@click.option("--count", type=click.IntRange(1), default=100, help="How many images, spread evenly over the classes.")
+@click.option("--classes", metavar="A,B,...|all", show_default="all", help="Which classes: names, or numbers from 0.")
+@click.option("--seed", type=int, default=0, help="Of the noise: an image depends on it and its own number alone.")
+@click.option("-o", "--output", metavar="FILE", default="samples.png",
+              help="NAME.png: a grid, a row for each class. NAME.npz: arrays images and labels. "
+              "NAME or NAME/: a new folder, a PNG for each image.")
+def command(run, count, classes, seed, output):
+    """Draw images with the generator of RUN, a run's folder (its newest checkpoint) or a checkpoint file."""
+    write = _writer(output)
+    generator, config, about, file = runs.load_generator(run)
+    chosen = _choose(classes, about["classes"], config.architecture.classes)
+    images, labels = draw(generator, count, chosen, seed, about["image_size"])
+    write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
+    click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
+
+
+def draw(generator, count, classes, seed, size):
+    """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes."""
+    padded = -(-count // BATCH) * BATCH
+    z = rng.normal((padded, generator.arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
+    labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
+    images = np.empty((padded, size, size, generator.arch.channels), np.uint8)
+    for i in range(0, padded, BATCH):
+        batch = slice(i, i + BATCH)
+        images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
+        progress("drawing", min(i + BATCH, count), count)
+    return images[:count], None if labels is None else labels[:count]
+
+
+def _choose(text, names, known):
+    """The numbers of the classes in `text`, or None for a generator without classes (`known` = 0)."""
+    if not known:
+        if text:
+            raise UsageError("--classes: this generator was trained without classes")
+        return None
+    if text in (None, "all"):
+        return list(range(known))
+    chosen = []
+    for name in text.split(","):
+        name = name.strip()
+        if name in names:
+            chosen.append(names.index(name))
+        elif name.isdecimal() and int(name) < known:
+            chosen.append(int(name))
+        else:
+            shown = ", ".join(names[:20]) + (", ..." if known > 20 else "")
+            raise UsageError(f"--classes: there is no class {name!r}; there are {shown}, or 0 to {known - 1}")
+    return list(dict.fromkeys(chosen))
+
+
+def _writer(output):
+    """What writes to `output`; UsageError before anything is drawn if that can't be."""
+    suffix = "" if output.endswith("/") or Path(output).is_dir() else Path(output).suffix
+    if suffix not in (".png", ".npz", ""):
+        raise UsageError(f"-o {output}: not .png, .npz or the name of a folder (NAME/)")
+    if not suffix and Path(output).exists() and not (Path(output).is_dir() and not any(Path(output).iterdir())):
+        raise UsageError(f"-o {output} is there already: name a new folder")
+    return {".png": _write_grid, ".npz": _write_arrays, "": _write_folder}[suffix]
+
+
+def _write_grid(path, images, labels, names):
+    """A row for each class; without classes, as square as can be."""
+    if labels is None:
+        pictures.write_png(path, pictures.grid(images, int(np.ceil(len(images) ** 0.5))))
+        return
+    rows = [images[labels == k] for k in names if k in labels]
+    sheet = np.full((len(rows), len(rows[0]), *images.shape[1:]), pictures.GAP_GREY, np.uint8)  # (K, columns, H, W, C)
+    for cells, row in zip(sheet, rows, strict=True):
+        cells[: len(row)] = row
+    picture = pictures.grid(sheet.reshape(-1, *images.shape[1:]), len(rows[0]), names=list(names.values())[: len(rows)])
+    pictures.write_png(path, picture)
+
+
+def _write_arrays(path, images, labels, names):
+    """images (N, H, W) if they are grey, (N, H, W, 3) if not; labels (N,) if there are classes."""
+    arrays = {"images": images[..., 0] if images.shape[-1] == 1 else images}
+    if labels is not None:
+        arrays["labels"] = labels
+    temp = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            with open(temp, "wb") as file:
+                np.savez_compressed(file, **arrays)
+            os.replace(temp, path)
+        finally:
+            temp.unlink(missing_ok=True)  # after the replace there is none
+    except OSError as error:
+        raise Fault(f"{path}: not written: {error.strerror or error}") from error
+
+
+def _write_folder(path, images, labels, names):
+    """00000-CLASS.png, 00001-CLASS.png, ...: all of them, or no folder."""
+    temp = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            temp.mkdir()
+            for i, image in enumerate(images):
+                name = "" if labels is None else "-" + re.sub(r"[^\w.-]+", "-", names[labels[i]])
+                pictures.write_png(temp / f"{i:05d}{name}.png", image)
+            os.replace(temp, path)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+    except OSError as error:
+        raise Fault(f"{path}: not written: {error.strerror or error}") from error

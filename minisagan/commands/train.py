@@ -1,0 +1,228 @@
+"""`minisagan train`: a new run, one after another's configuration, or more steps of one."""
+
+import json
+import math
+import os
+import shlex
+import signal
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import chain, count
+from pathlib import Path
+
+import click
+
+from minisagan import checkpoint, data, device, runs
+from minisagan.commands import hardware
+from minisagan.commands.progress import Progress, duration
+from minisagan.errors import DataError, UsageError
+from minisagan.train import RECIPES, Config, recipe
+
+DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
+VARYING = {"size"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
+ARCHITECTURE = ("width", "attention", "attention_form", "spectral_norm", "init")
+
+
+def setting(flag, **kwargs):
+    """An option that is a field of Config or Architecture: None if not given, and the help shows what that means."""
+    name = flag.split("/")[0].strip("-").replace("-", "_")
+    usual = "the data set's own" if name in VARYING else str(DEFAULTS[name])
+    return click.option(flag, default=None, show_default=usual, **kwargs)
+
+
+@click.command(short_help="Train a GAN on a data set, or go on with a run.")
+@setting("--dataset", metavar="NAME", help=f"{', '.join(data.NAMES)}, or a path: a folder of images.")
+@click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where data sets lie, or are put.")
+@click.option("--out", metavar="DIR", show_default="runs/NAME, or the next number", help="The new run's folder.")
+@setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
+@click.option("--minutes", type=float, help="Stop after so many minutes, if that is sooner.")
+@setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
+@setting("--seed", type=int, help="Of all random numbers: weights, noise, the order of the data.")
+@setting("--width", type=int, help="Channels at full resolution. Paper: 64.")
+@setting("--size", type=int, help="Side of the images in pixels: 32, 64, 128, 256; but 32 in named sets. Paper: 128.")
+@setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
+@setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
+@setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]), help="In which networks it is.")
+@click.option("--conditional/--unconditional", default=None, show_default="conditional, if there are classes",
+              help="Whether the networks are told the classes. Paper: conditional.")
+@setting("--d-steps", type=int, help="Steps of D for each one of G. Paper: 1.")
+@setting("--lr-g", type=float, help="Learning rate of G. Paper: 0.0001.")
+@setting("--lr-d", type=float, help="Learning rate of D. Paper: 0.0004.")
+@setting("--beta1", type=float, help="Of Adam. Paper: 0.")
+@setting("--beta2", type=float, help="Of Adam. Paper: 0.9.")
+@setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
+@setting("--flip/--no-flip", help="Mirror half of the images.")
+@setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
+@click.option("--sample-every", type=click.IntRange(0), default=250, help="Steps between pictures, 0 for none.")
+@click.option("--checkpoint-every", type=click.IntRange(0), default=500, help="Steps between checkpoints, 0 for none.")
+@click.option("--keep", type=click.IntRange(1), default=3, help="How many checkpoints stay.")
+@click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
+@click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
+@click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
+@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
+@click.option("--device", "where", metavar="auto|cpu|cuda[:N]", default="auto", help="What computes.")
+def command(
+    data_dir, out, minutes, sample_every, checkpoint_every, keep, resume, force, replay, threads, where, **given
+):
+    """Train a GAN on a data set, or go on with a run.
+
+    \b
+    minisagan train                                 digits that it draws itself: no download
+    minisagan train --dataset mnist --minutes 10
+    minisagan train --resume runs/mnist --steps 4000
+
+    A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops.
+    """
+    where = hardware.choose(where)
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UsageError(f"--minutes must be above 0, not {minutes}")
+    device.set_threads(threads)
+    given = {name: value for name, value in given.items() if value is not None}
+    if "dataset" in given and given["dataset"] not in data.NAMES:
+        given["dataset"] = os.path.abspath(given["dataset"])
+    if "attention" in given:
+        given["attention"] = _level(given["attention"])
+    options = sample_every, checkpoint_every, keep
+    if resume:
+        for flag, value in {"--out": out, "--force": force, "--config": replay}.items():
+            if value:
+                raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
+        _refuse_differences(resume, given)
+        opened = runs.Run.resume(resume, given.get("steps"), data_dir, options)
+    else:
+        if force and not out:
+            raise UsageError("--force needs --out, the folder of the run to replace")
+        config, dataset = _configure(given, data_dir, replay)
+        opened = runs.Run.create(out or _free_folder(config.dataset), config, dataset, options, force)
+
+    with interrupts() as caught, opened as run:
+        _introduce(run, where)
+        done, late = run.training.step, False
+        with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
+            end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+            for record in iter(run.advance, None):
+                progress.update(record)
+                late = time.monotonic() >= end
+                if caught or late:
+                    break
+        run.finish()
+        why = f" ({signal.Signals(caught[0]).name})" if caught else f" (--minutes {minutes:g} are over)" if late else ""
+        _conclude(run, run.training.step > done, why, data_dir)
+    return 128 + caught[0] if caught else 0
+
+
+def _level(text):
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--attention {text}: neither a resolution nor none") from None
+
+
+def _configure(given, data_dir, replay):
+    """(Config, Dataset) from the options that were given, then `replay`'s values, then the data set's recipe."""
+    base, data_then = _read(replay) if replay else (None, None)
+    asked = dict(given)
+    architecture = {name: asked.pop(name) for name in ARCHITECTURE if name in asked}
+    name = asked.pop("dataset", base.dataset if base else DEFAULTS["dataset"])
+    size = asked.pop("size", base.architecture.size if base and name not in data.NAMES else None)
+    conditional = asked.pop("conditional", None)
+    Config(**asked)  # refuses bad numbers before anything is downloaded
+    dataset = data.load(name, data_dir, size=size)
+    if conditional and len(dataset.classes) < 2:
+        raise UsageError(f"--conditional: {dataset.name} has only one class")
+    if conditional is None:
+        conditional = not base or base.architecture.classes > 0
+    own = recipe(dataset, conditional)
+    facts = {name: getattr(own.architecture, name) for name in ("size", "channels", "classes")}
+    if base and base.dataset == dataset.name != DEFAULTS["dataset"] and data_then != runs.about_data(dataset):
+        click.echo(f"note: {dataset.name} has changed since {replay} was written", err=True)
+    base = base or own
+    asked |= {"dataset": dataset.name, "architecture": replace(base.architecture, **facts, **architecture)}
+    return replace(base, **asked), dataset
+
+
+def _read(path):
+    """The Config in a config.json, and what that says about the data."""
+    try:
+        about = json.loads(Path(path).read_text())
+        return Config.from_dict(about["config"]), about["data"]
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise DataError(f"{path}: not the config.json of a run: {error}") from error
+
+
+def _free_folder(dataset):
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is not there yet."""
+    name = Path(dataset).name
+    names = chain([name], (f"{name}-{k}" for k in count(2)))
+    return next(folder for folder in (Path("runs", name) for name in names) if not folder.exists())
+
+
+def _refuse_differences(run, given):
+    """UsageError, naming each, if options other than `steps` were given that are not the run's own."""
+    file = runs.find(run)
+    config = runs.read_config(checkpoint.read_metadata(file), file)
+    has = config.to_dict() | config.to_dict()["architecture"] | {"conditional": config.architecture.classes > 0}
+    differences = [
+        f"{name.replace('_', '-')} {value} (the run has {has[name]})"
+        for name, value in given.items()
+        if name != "steps" and value != has[name]
+    ]
+    if differences:
+        raise UsageError(f"{run} can't go on with another {', '.join(differences)}: leave that out, or start a new run")
+
+
+@contextmanager
+def interrupts():
+    """Yields a list, to which the first SIGINT or SIGTERM is appended; a second SIGINT interrupts at once."""
+    caught = []
+
+    def note(number, frame):
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+        with suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, b"\nfinishing this step and saving; Ctrl-C (again) quits at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _introduce(run, where):
+    training = run.training
+    images, classes, size = training.dataset, training.config.architecture.classes, training.dataset.image_size
+    click.echo(
+        f"{run.folder}: {images.name}, {len(images):,} images of {size}x{size}, {classes or 'no'} classes; "
+        f"{len(training.adam_g.weights):,} weights in G, {len(training.adam_d.weights):,} in D; "
+        f"{where}, threads: {device.threads()}",
+        err=True,
+    )
+
+
+def _conclude(run, moved, why, data_dir):
+    """On stdout: where the run is, and what can be done with it."""
+    folder, step, steps = run.folder, run.training.step, run.training.config.steps
+    quoted = shlex.quote(str(folder))
+    more = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
+    if step < steps:
+        state = f"stopped at step {step} of {steps}{why}"
+    else:
+        state = f"all {steps} steps are done" if moved else f"nothing to do, all {steps} steps were done before"
+        more += f" --steps {2 * steps or 1000}"
+    click.echo(
+        f"{folder}: {state}, {duration(run.seconds)} of training\n"
+        f"  samples     {run.picture()}\n"
+        f"  film        {folder / 'progress.gif'}\n"
+        f"  curves      {folder / 'curves.png'}\n"
+        f"  checkpoint  {checkpoint.path_of(folder / 'checkpoints', step)}\n"
+        f"draw more:    minisagan sample {quoted} -o samples.png\n"
+        f"go on:        minisagan train --resume {quoted}{more}"
+    )

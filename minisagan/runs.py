@@ -1,0 +1,286 @@
+"""A run on disk: its folder, its log, its checkpoints and pictures, and the loop that fills them.
+
+    RUN/config.json                                what was asked for, on what data, with which versions
+    RUN/log.jsonl                                  a line of numbers for the first step and every LOG_EVERY
+    RUN/checkpoints/step-00001000.safetensors      everything needed to go on, and to sample
+    RUN/samples/step-00001000.png                  the same latents and classes each time
+    RUN/progress.gif  RUN/curves.png               the samples over time; losses, scores, gates of attention
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import __version__, checkpoint, data, device, pictures, rng
+from minisagan.errors import DataError, Diverged, Fault, UsageError
+from minisagan.lockfile import locked
+from minisagan.models import Generator
+from minisagan.train import Config, Training, generate
+
+LOG_EVERY = 10
+STEPS = ("checkpoints/step-*.safetensors", "samples/step-*.png")
+OURS = ("config.json", "log.jsonl", *STEPS, "progress.gif", "curves.png")  # and no other file is ever deleted
+
+
+class Run:
+    """A training in its folder, which no other process can use meanwhile:
+
+        with Run.create(folder, config, dataset) as run:  # or Run.resume(folder)
+            while run.advance():
+                ...
+            run.finish()
+
+    `options` are (sample_every, checkpoint_every, keep): steps, 0 for never, and how many checkpoints stay.
+    """
+
+    def __init__(self, folder, training, seconds=0.0, options=None):
+        self.folder, self.training, self.seconds = Path(folder), training, seconds
+        self.sample_every, self.checkpoint_every, self.keep = options or (250, 500, 3)
+        self.started = time.monotonic() - seconds
+        self.saved = None  # the step of the last checkpoint of this process
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, folder, config, dataset, options=None, force=False):
+        """A new run in an empty or new folder; with `force`, what an older run left there is deleted first.
+
+        Writes config.json and a first checkpoint, so that a disk that refuses does so before step 1.
+        """
+        folder, training = Path(folder), Training(config, dataset)  # what can't be trained leaves no folder
+        new = not folder.exists()
+        try:
+            if not (new or force) and any(path.name != "lock" for path in folder.iterdir()):
+                raise UsageError(
+                    f"{folder} is not empty: --resume {folder} goes on with a run, "
+                    "--force replaces it, --out names another folder"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
+        with locked(folder):
+            try:
+                _clear(folder)
+                for name in ("checkpoints", "samples"):
+                    (folder / name).mkdir(exist_ok=True)
+                run = cls(folder, training, options=options)
+                run._describe()
+                _write(folder / "log.jsonl", "")
+                run.save()
+                run.sample()
+            except BaseException as error:
+                shutil.rmtree(folder, ignore_errors=True) if new else _clear(folder)
+                if isinstance(error, OSError):
+                    raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
+                raise
+            yield run
+
+    @classmethod
+    @contextlib.contextmanager
+    def resume(cls, path, steps=None, data_dir=None, options=None):
+        """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
+
+        What the run wrote after that checkpoint is deleted: it will be written anew.
+        """
+        file = find(path)
+        folder = Path(os.path.normpath(file.parent / ".."))
+        if file.absolute().parent.name != "checkpoints" or not (folder / "config.json").is_file():
+            raise UsageError(f"{file}: this checkpoint does not lie in a run, there is no config.json above it")
+        with locked(folder):
+            file = find(path)
+            tensors, about = checkpoint.load(file)
+            config, step = read_config(about, file), int(about["step"])
+            if steps is not None and steps < step:
+                raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
+            size = config.architecture.size if config.dataset not in data.NAMES else None
+            dataset = data.load(config.dataset, data_dir, size=size)
+            then, now = json.loads(about["data"]), about_data(dataset)
+            if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
+                changed = _difference(then, now)
+                raise DataError(f"{config.dataset}: not the data that {folder} was trained on: {changed}")
+            training = Training(config if steps is None else replace(config, steps=steps), dataset)
+            checkpoint.match(tensors, training.state())
+            training.step = step
+            run = cls(folder, training, float(about["seconds"]), options)
+            run.saved = step
+            try:
+                _clear(folder, STEPS, after=step)
+                (folder / "samples").mkdir(exist_ok=True)
+                with open(folder / "log.jsonl", "ab") as log:
+                    log.truncate(min(int(about["log_bytes"]), log.tell()))
+                if training.config != config:
+                    run._describe()
+            except OSError as error:
+                raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
+            yield run
+
+    def advance(self):
+        """One training step with all that is due after it; returns its record, or None when all steps are done."""
+        training = self.training
+        if training.step >= training.config.steps:
+            return None
+        try:
+            record = training.advance()
+        except Diverged as error:
+            newest = checkpoint.newest(self.folder / "checkpoints")
+            raise Diverged(f"{error}. The last good checkpoint is {newest}") from None
+        self.seconds = time.monotonic() - self.started
+        record = {"step": training.step, "seconds": round(self.seconds, 3)} | record
+        if training.step % LOG_EVERY == 0 or training.step == 1:
+            record |= training.measures()
+            self._log(record)
+        if self.sample_every and training.step % self.sample_every == 0:
+            self.sample()
+        if self.checkpoint_every and training.step % self.checkpoint_every == 0:
+            self.save()
+        return record
+
+    def finish(self):
+        """The last checkpoint and pictures."""
+        if self.saved != self.training.step:
+            self.save()
+        if not self.picture().exists():
+            self.sample()
+        frames = sorted((self.folder / "samples").glob("step-*.png"))
+        images = [pictures.read_png(frame) for frame in frames]
+        captions = [f"step {int(frame.stem.split('-')[1])}" for frame in frames]
+        pictures.write_gif(self.folder / "progress.gif", images, 400, last=2000, captions=captions)
+        pictures.curves(self.folder / "curves.png", read_log(self.folder))
+
+    def save(self):
+        """Write a checkpoint; only when it is whole are older ones deleted, but the last `keep`."""
+        training, folder = self.training, self.folder / "checkpoints"
+        training.sampler()  # leaves the averaged generator with its own statistics
+        about = {
+            "step": str(training.step),
+            "config": json.dumps(training.config.to_dict()),
+            "data": json.dumps(about_data(training.dataset)),
+            "versions": json.dumps(versions()),
+            "seconds": repr(self.seconds),
+            "log_bytes": str((self.folder / "log.jsonl").stat().st_size),
+        }
+        checkpoint.save(checkpoint.path_of(folder, training.step), training.state(), about)
+        checkpoint.prune(folder, self.keep)
+        self.saved = training.step
+
+    def sample(self):
+        """Write the picture of this step: a row for each class, always of the same latents."""
+        training = self.training
+        arch, seed = training.config.architecture, training.config.seed
+        rows = min(arch.classes, 10) or 8
+        z = rng.normal((rows * 10, arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
+        labels = np.repeat(np.arange(rows), 10) if arch.classes else None
+        images = data.to_uint8(generate(training.sampler(), z, labels), training.dataset.image_size)
+        names = training.dataset.classes[:rows] if arch.classes else None
+        pictures.write_png(self.picture(), pictures.grid(images, 10, names=names))
+
+    def _describe(self):
+        training = self.training
+        about = {"config": training.config.to_dict(), "data": about_data(training.dataset), "versions": versions()}
+        _write(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
+
+    def picture(self):
+        """Where the samples of the step that was done last are."""
+        return self.folder / "samples" / f"step-{self.training.step:08d}.png"
+
+    def _log(self, record):
+        try:
+            with open(self.folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise Fault(f"{self.folder / 'log.jsonl'}: cannot write the log: {error.strerror}") from error
+
+
+def find(path):
+    """The checkpoint meant by `path`: the file itself, or the newest of a run folder."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such run folder or checkpoint")
+    newest = checkpoint.newest(path / "checkpoints")
+    if newest is None:
+        raise DataError(f"{path}: no readable checkpoint in {path / 'checkpoints'}; is it a run folder?")
+    return newest
+
+
+def read_config(about, file):
+    """The Config in a checkpoint's metadata; DataError if there is none that this version understands."""
+    lacks = {"step", "config", "data", "versions", "seconds", "log_bytes"} - about.keys()
+    if lacks:
+        raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
+    try:
+        int(about["step"]), int(about["log_bytes"]), float(about["seconds"]), json.loads(about["data"])["classes"]
+        return Config.from_dict(json.loads(about["config"]))
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise DataError(f"{file}: no usable configuration in this checkpoint: {error}") from error
+
+
+def load_generator(path):
+    """The averaged generator of a run or checkpoint, ready to sample from: (generator, config, its data, file)."""
+    file = find(path)
+    tensors, about = checkpoint.load(file)
+    config = read_config(about, file)
+    generator = Generator(config.architecture)
+    wanted = {f"average.{name}": p.data for name, p in generator.parameters().items()}
+    wanted |= {f"average.{name}": buffer for name, buffer in generator.buffers().items()}
+    checkpoint.match({name: x for name, x in tensors.items() if name.startswith("average.")}, wanted)
+    return generator.eval(), config, json.loads(about["data"]), file
+
+
+def read_log(folder):
+    """The records of a run's log; a torn last line is skipped."""
+    records = []
+    with open(Path(folder) / "log.jsonl") as log:
+        for line in log:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+def versions():
+    """What computed a run: package, Python, NumPy, BLAS, threads, machine."""
+    return {
+        "minisagan": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": device.blas(),
+        "threads": device.threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def about_data(dataset):
+    """What a run keeps of its data set, and compares when it is resumed."""
+    return {"image_size": dataset.image_size, "classes": list(dataset.classes), "hashes": dataset.hashes}
+
+
+def _difference(then, now):
+    return "; ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key])[:400]
+
+
+def _write(path, text):
+    temp = path.with_name(path.name + ".tmp")
+    try:
+        temp.write_text(text)
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)  # after the replace there is none
+
+
+def _clear(folder, names=OURS, after=-1):
+    """Delete a run's files, with what a killed write left of them; of those with a step, the ones `after` it."""
+    for name in names:
+        for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:
+            step = re.match(r"step-(\d+)\.", path.name)
+            if not step or int(step[1]) > after:
+                path.unlink()

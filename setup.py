@@ -1,0 +1,38 @@
+"""How minisagan is packaged. The CUDA sources travel with it: they are compiled where they run."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (here / "minisagan" / "__init__.py").read_text(), re.MULTILINE)[1]
+readme = here / "README.md"
+
+setup(
+    name="minisagan",
+    version=version,
+    description="SAGAN, the Self-Attention GAN, from scratch on NumPy: small enough to read, and tested throughout",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["minisagan", "minisagan.*"]),
+    package_data={"": ["*.cu"]},
+    install_requires=[
+        "numpy>=2.0",  # its rules of type promotion, which are CuPy's too
+        "imageio>=2.31",
+        "pillow>=10.3",  # the first to keep all 16 bits of a grey PNG's pixels
+        "click>=8.2",
+        "threadpoolctl>=3.1",
+    ],
+    extras_require={
+        # One of the two, by the driver's CUDA version; [ctk] brings the compiler and the libraries from PyPI.
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        # torch is what the tests compare with: one known version, so that they mean the same everywhere.
+        "test": ["pytest>=8", "safetensors>=0.4", "torch==2.13.0"],
+    },
+    entry_points={"console_scripts": ["minisagan = minisagan.commands:cli"]},
+)

@@ -1,0 +1,301 @@
+"""The command line as a user meets it: help, errors, and `train`."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import command_line
+import pytest
+from click.testing import CliRunner
+from command_line import ROOT, SMALL, minisagan, refused, start
+
+from minisagan import runs
+from minisagan.commands import COMMANDS, cli, hardware, progress
+from minisagan.commands.progress import Progress, duration
+from minisagan.models import Architecture, Discriminator, Generator
+
+apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
+pytestmark = pytest.mark.usefixtures("apart")
+
+
+# The program itself
+
+
+def test_python_dash_m_and_no_arguments_show_the_help():
+    done = subprocess.run([sys.executable, "-m", "minisagan"], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "COLUMNS": "80"})
+    assert done.stdout.startswith("Usage: minisagan [OPTIONS] COMMAND") and done.stderr == ""
+    assert done.stdout == minisagan("-h")[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_begins_as_the_list_says(name):
+    line = next(line for line in minisagan("--help")[0].splitlines() if line.startswith(f"  {name} "))
+    text = minisagan(name, "-h")[0]
+    assert text.startswith(f"Usage: minisagan {name}") and "-h, --help" in text
+    command = cli.resolve_command(None, [name])[1]
+    assert command.get_short_help_str(100) == line.removeprefix(f"  {name}").strip()
+
+
+def test_version(monkeypatch):
+    monkeypatch.setenv("MINISAGAN_VERSION", "set by somebody's container")
+    assert re.fullmatch(r"minisagan \d+\.\d+\.\d+\n", minisagan("--version")[0])
+    minisagan("inspect", "--help")
+
+
+def test_the_help_of_train_tells_where_the_paper_differs_and_what_depends_on_the_data():
+    text = " ".join(minisagan("train", "--help")[0].split())
+    assert "Paper: 256. [default: (64)]" in text and "Paper: 0.0001. [default: (0.0002)]" in text
+    assert re.search(r"--width INTEGER .{,60}\[default: \(the data set's own\)\]", text)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--bogus"], "No such option '?--bogus"),
+        (["trian"], "No such command 'trian'"),
+        (["train", "--stepz", "3"], "No such option '?--stepz"),
+        (["train", "--steps", "many"], "'--steps'.*many"),
+        (["train", "--keep", "0"], "'--keep'"),
+        (["train", "--steps", "-1"], "steps must be at least 0"),
+        (["train", "--lr-g", "nan"], "lr-g must be .*finite; not nan"),
+        (["train", "--lr-g", "nan", "--dataset", "mnist"], "lr-g must be .*not nan"),  # before a download
+        (["train", "--lr-d", "inf"], "lr-d must be .*finite; not inf"),
+        (["train", "--beta2", "1"], "beta2 must be .*below 1"),
+        (["train", "--batch-size", "0"], "batch-size must be at least 1"),
+        (["train", "--batch-size", "65"], "a batch of 65 is larger than drawn-digits's 64 images: .*--batch-size 64"),
+        (["train", "--seed", "-1"], "seed must be an integer from 0"),
+        (["train", "--size", "64"], "drawn-digits has size 32, not 64"),
+        (["train", "--width", "0"], "width must be at least 1"),
+        (["train", "--width", "4"], "attention at 16 needs 8 channels .*width of 8 or more"),
+        (["train", "--attention", "32"], "attention can be at 8, 16 or none, not 32"),
+        (["train", "--attention", "high"], "--attention high: neither a resolution nor none"),
+        (["train", "--attention-form", "new"], "'--attention-form'.*official"),
+        (["train", "--dataset", "mnits"], "mnits: neither a data set .*drawn-digits, mnist"),
+        (["train", "--minutes", "nan"], "--minutes must be above 0"),
+        (["train", "--minutes", "-1"], "--minutes must be above 0"),
+        (["train", "--device", "tpu"], "--device tpu: there are auto, cpu, cuda"),
+        (["train", "--device", "cuda:x"], "--device cuda:x: there are auto"),
+        (["train", "--resume", "nowhere"], "nowhere: no such run folder or checkpoint"),
+        (["train", "--config", "nowhere.json"], "--config nowhere.json: No such file"),
+        (["sample", "nowhere"], "nowhere: no such run folder or checkpoint"),
+        (["sample"], "Missing argument 'RUN'"),
+        (["inspect", "nowhere"], "nowhere: no such run folder or checkpoint"),
+        (["gradcheck", "--op", "conf"], "no op 'conf' to check; there are add, .*conv"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_leaves_nothing(args, words, tmp_path):
+    out = ["--out", tmp_path / "x"] if args[0] == "train" and "--resume" not in args else []
+    assert re.search(words, refused(*args, *out))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_exit_code_3_and_leaves_no_run(tmp_path):
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    (tmp_path / "data" / "mnist" / "train-images-idx3-ubyte").write_bytes(b"<html>")
+    (tmp_path / "data" / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"<html>")
+    line = refused("train", "--dataset", "mnist", "--out", "x", code=3)
+    assert str(tmp_path / "data" / "mnist" / "train-images-idx3-ubyte") in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_debug_shows_a_traceback_and_keeps_the_exit_code():
+    result = CliRunner().invoke(cli, ["--debug", "train", "--steps", "-1"])
+    assert result.exit_code == 2 and result.stderr.startswith("Traceback")
+    assert result.stderr.splitlines()[-1].startswith("Error: steps must be")
+    assert "Traceback" not in CliRunner().invoke(cli, ["train", "--steps", "-1"]).stderr
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (ZeroDivisionError("a\nb"), 1, "internal error, ZeroDivisionError: a b; minisagan --debug COMMAND .* where"),
+        (MemoryError("for an array"), 1, "not enough memory .*: for an array"),
+        (PermissionError(13, "Permission denied", "a.txt"), 1, "a.txt: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_whatever_is_raised_is_one_line(error, code, line, monkeypatch):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(runs, "load_generator", fail)
+    result = CliRunner().invoke(cli, ["sample", "x"])
+    assert result.exit_code == code and re.fullmatch(f"Error: {line}\n", result.stderr.lstrip("\n"))
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    with start("gradcheck", "--op", "conv") as child:
+        assert child.stdout.readline()
+        child.stdout.close()
+        assert child.stderr.read() == b"" and child.wait() == 1
+
+
+# train
+
+
+def test_train_alone_makes_a_run_and_then_another_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINISAGAN_TRAIN_STEPS", "1")
+    for name in ("WIDTH", "BATCH_SIZE"):
+        monkeypatch.setenv(f"MINISAGAN_TRAIN_{name}", "8")
+    for name in ("drawn-digits", "drawn-digits-2", "drawn-digits-3"):
+        stdout, _ = minisagan("train")
+        assert f"runs/{name}: all 1 steps are done" in stdout
+        assert (tmp_path / "runs" / name / "checkpoints" / "step-00000001.safetensors").is_file()
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_what_train_says_and_leaves(tmp_path):
+    stdout, stderr = minisagan("train", *SMALL, "--steps", 3, "--out", "x y")
+    first, *lines = stderr.splitlines()
+    networks = Generator(Architecture(width=8)), Discriminator(Architecture(width=8))
+    g, d = (sum(p.data.size for p in network.parameters().values()) for network in networks)
+    known = "x y: drawn-digits, 64 images of 28x28, 10 classes"
+    assert first == f"{known}; {g:,} weights in G, {d:,} in D; cpu, threads: 1"
+    number = r"[+-]?\d+\.\d+"
+    shape = (
+        rf"step \d/3  \d+ s left  \d+ images/s  loss D {number} G {number}  D\(real\) {number} D\(fake\) {number}"
+        rf"(  gamma {number})?"
+    )
+    assert [line.split()[1] for line in lines] == ["1/3", "3/3"] and all(re.fullmatch(shape, line) for line in lines)
+    assert "gamma" in lines[-1]
+    named = [line.split(maxsplit=1)[1] for line in stdout.splitlines()[1:5]]
+    assert named[0] == "x y/samples/step-00000003.png" and all((tmp_path / path).is_file() for path in named)
+    assert "minisagan sample 'x y' -o samples.png" in stdout and "minisagan train --resume 'x y' --steps 6" in stdout
+    names = {path.name for path in (tmp_path / "x y").iterdir()}
+    assert names == {"config.json", "log.jsonl", "checkpoints", "samples", "progress.gif", "curves.png", "lock"}
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert "not empty" in refused("train", "--out", "x y")
+    assert "--force needs --out" in refused("train", "--force")
+
+
+def test_zero_steps_make_a_run_to_go_on_with():
+    stdout, _ = minisagan("train", *SMALL, "--steps", 0, "--out", "x")
+    assert "--resume x --steps 1000" in stdout
+    assert "step 1/1 " in minisagan("train", "--resume", "x", "--steps", 1)[1]
+
+
+def test_minutes_end_a_training_in_good_order():
+    stdout, _ = minisagan("train", *SMALL, "--steps", 100_000, "--minutes", 0.002, "--out", "x")
+    step = int(re.match(r"x: stopped at step (\d+) of 100000 \(--minutes 0.002 are over\)", stdout)[1])
+    assert step >= 1 and (Path("x/checkpoints") / f"step-{step:08d}.safetensors").is_file()
+    assert stdout.endswith("minisagan train --resume x\n")
+
+
+def test_resume_refuses_by_name_what_would_change_the_run(run):
+    log = (run / "log.jsonl").read_bytes()
+    line = refused("train", "--resume", run, "--steps", 9, "--width", 16, "--lr-d", 1e-3, "--attention", "none",
+                   "--unconditional", "--dataset", "photos", "--batch-size", 8)
+    for words in ("width 16 (the run has 8)", "lr-d 0.001 (the run has 0.0004)", "attention None (the run has 16)",
+                  "conditional False (the run has True)", "photos (the run has drawn-digits)"):
+        assert words in line
+    assert "steps" not in line and "batch" not in line
+    for option in (["--out", "x"], ["--force"], ["--config", run / "config.json"]):
+        assert option[0] in refused("train", "--resume", run, *option)
+    assert "at step 3 already" in refused("train", "--resume", run, "--steps", 2)
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def test_resuming_a_finished_run_says_so(run):
+    stdout, _ = minisagan("train", "--resume", run)
+    assert stdout.startswith(f"{run}: nothing to do, all 3 steps were done before") and "--steps 6" in stdout
+
+
+def test_conditional_needs_classes(photos):
+    args = "--dataset", photos / "pets" / "cat", "--data-dir", photos / "data", "--size", 32
+    assert "only one class" in refused("train", *args, "--conditional", "--out", "x")
+    assert not Path("x").exists()
+
+
+def test_a_gpu_that_is_not_there_is_one_line_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(hardware, "gpus", list)
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
+    line = refused("train", "--device", "cuda:1", "--out", "x", code=1)
+    assert "missing: an NVIDIA GPU with its driver and CuPy (pip install 'minisagan[cuda12]'" in line
+    monkeypatch.setattr(hardware, "gpus", lambda: ["H200"])
+    assert "missing: CuPy" in refused("train", "--device", "cuda", "--out", "x", code=1)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
+    args = "train", *SMALL, "--steps", 100_000, "--out", tmp_path / "x"
+    with start(*args) as child:
+        assert b"64 images" in child.stderr.readline() and b"step 1/" in child.stderr.readline()
+        child.send_signal(number)
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == code and b"finishing this step and saving" in stderr and b"Error" not in stderr
+    step = int(re.search(rf"stopped at step (\d+) of 100000 \({number.name}\)", stdout.decode())[1])
+    facts = json.loads(minisagan("inspect", "x", "--json")[0])
+    assert facts["step"] == step >= 1
+    assert {path.name for path in (tmp_path / "x").iterdir()} >= {"progress.gif", "curves.png"}
+    assert (tmp_path / "x" / "samples" / f"step-{step:08d}.png").is_file()
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_quits_at_once(first, tmp_path):
+    slow = "runs.Training.advance = lambda self: time.sleep(600); "
+    with start("train", *SMALL, "--steps", 3, "--out", tmp_path / "x", extra=slow) as child:
+        assert b"64 images" in child.stderr.readline()
+        child.send_signal(first)
+        while b"finishing" not in (line := child.stderr.readline()):
+            assert line
+        assert child.poll() is None
+        begin = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130 and stderr.strip() == b"Error: interrupted"
+    assert time.monotonic() - begin < 10
+    assert json.loads(minisagan("inspect", "x", "--json")[0])["step"] == 0
+
+
+def test_on_a_terminal_progress_is_one_line_that_fits(tmp_path):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    fast = "from minisagan.commands import progress; progress.EVERY = 0, 0; "
+    with start("train", *SMALL, "--steps", 5, "--out", tmp_path / "x", extra=fast, stderr=slave) as child:
+        os.close(slave)
+        seen = b""
+        while True:
+            try:
+                part = os.read(master, 1000)
+            except OSError:  # what Linux says when the other end is closed
+                break
+            if not part:
+                break
+            seen += part
+        assert child.wait() == 0
+    os.close(master)
+    first, written, rest = seen.decode().split("\r\n")
+    assert "64 images" in first and rest == "" and "\x1b" not in written
+    blank, *lines = written.split("\r")
+    assert blank == "" and [line.split()[1] for line in lines] == [f"{k}/5" for k in range(1, 6)]
+    assert all(len(line) <= 49 for line in lines)
+
+
+def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", (None, 0))
+    lines = minisagan("train", *SMALL, "--steps", 4, "--out", "x")[1].splitlines()[1:]
+    assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    monkeypatch.setattr(progress, "EVERY", (None, 1e9))
+    lines = minisagan("train", "--resume", "x", "--steps", 8)[1].splitlines()[1:]
+    assert [line.split()[1] for line in lines] == ["5/8", "8/8"]
+
+
+def test_progress_reckons_with_steps_and_minutes(run, monkeypatch):
+    record = {"step": 5, "loss_d": 1, "loss_g": -1, "d_real": 0.5, "d_fake": -0.5}
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with runs.Run.resume(run, steps=13) as resumed:
+        line = Progress(resumed).line(record, elapsed=10)  # steps 4 and 5, of 8 images, 5 s each
+        assert line == "step 5/13  40 s left  2 images/s  loss D 1.000 G -1.000  D(real) +0.50 D(fake) -0.50"
+        assert "  20 s left  " in Progress(resumed, seconds=30).line(record, elapsed=10)
+    assert [duration(s) for s in (0, 59.4, 60, 185, 7620)] == ["0 s", "59 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]

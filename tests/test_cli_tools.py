@@ -1,0 +1,179 @@
+"""`sample`, `inspect`, `gradcheck` and `doctor` as a user meets them."""
+
+import json
+import os
+import re
+
+import command_line
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from command_line import SMALL, minisagan, refused
+
+from minisagan import checkpoint, selfcheck
+from minisagan.autograd import Tensor
+from minisagan.commands import cli, hardware
+from minisagan.models import Architecture, Generator
+
+apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
+pytestmark = pytest.mark.usefixtures("apart")
+
+
+# sample
+
+
+def arrays(*args):
+    minisagan("sample", *args, "-o", "a.npz")
+    return dict(np.load("a.npz"))
+
+
+def test_a_sample_depends_on_the_seed_and_its_number_alone(run):
+    few, many = arrays(run, "--count", 5, "--classes", "7,0,3"), arrays(run, "--count", 37, "--classes", "7,0,3")
+    assert few["images"].shape == (5, 28, 28) and few["images"].dtype == np.uint8
+    assert many["labels"].dtype == np.int64 and many["labels"].tolist() == ([7, 0, 3] * 13)[:37]
+    assert np.array_equal(few["images"], many["images"][:5]) and np.array_equal(few["labels"], many["labels"][:5])
+    assert len(np.unique(many["images"], axis=0)) == 37
+    other = arrays(run, "--count", 5, "--classes", "7,0,3", "--seed", 1)
+    assert not np.array_equal(other["images"], few["images"])
+    file = run / "checkpoints" / "step-00000001.safetensors"
+    assert not np.array_equal(arrays(file, "--count", 5, "--classes", "7,0,3")["images"], few["images"])
+
+
+def test_a_folder_of_samples_holds_the_same_images(run, tmp_path):
+    known = arrays(run, "--count", 12)
+    for name in ("made/", "also.made/"):
+        minisagan("sample", run, "--count", 12, "-o", name)
+        files = sorted((tmp_path / name).iterdir())
+        assert [file.name for file in files] == [f"{i:05d}-{i % 10}.png" for i in range(12)]
+        assert all(np.array_equal(iio.imread(file), image) for file, image in zip(files, known["images"], strict=True))
+    assert "is there already" in refused("sample", run, "-o", "made")
+    assert len(list((tmp_path / "made").iterdir())) == 12
+
+
+def test_a_grid_has_a_row_for_each_class(run):
+    known = arrays(run, "--count", 5, "--classes", "4,2")
+    stdout, _ = minisagan("sample", run, "--count", 5, "--classes", "4,2", "-o", "g.png")
+    assert stdout.startswith("g.png: 5 images of 28x28 by ")
+    sheet = iio.imread("g.png")
+    cell, gap = 2 * 28, 2
+    assert sheet.shape[0] == 2 * cell + gap and sheet.shape[1] > 3 * cell + 2 * gap  # the names stand to the left
+    for row, column, i in [(0, 0, 0), (0, 1, 2), (0, 2, 4), (1, 0, 1), (1, 1, 3), (1, 2, None)]:
+        top, left = row * (cell + gap), sheet.shape[1] - 3 * cell - 2 * gap + column * (cell + gap)
+        shown = sheet[top : top + cell, left : left + cell]
+        wanted = np.full((28, 28), 128) if i is None else known["images"][i]
+        assert np.array_equal(shown, wanted.repeat(2, 0).repeat(2, 1))
+
+
+def test_classes_by_name_or_number_and_colour(photos):
+    pets = os.path.relpath(photos / "pets")
+    args = "--dataset", pets, "--data-dir", photos / "data", "--size", 32
+    minisagan("train", *args, *SMALL, "--steps", 1, "--out", "x")
+    assert arrays("x", "--count", 4, "--classes", "hot dog")["labels"].tolist() == [1, 1, 1, 1]
+    known = arrays("x", "--count", 3, "--classes", "1,cat,0")
+    assert known["labels"].tolist() == [1, 0, 1] and known["images"].shape == (3, 32, 32, 3)
+    minisagan("sample", "x", "--count", 3, "-o", "made")
+    assert sorted(os.listdir("made")) == ["00000-cat.png", "00001-hot-dog.png", "00002-cat.png"]
+    assert "no class 'dog'; there are cat, hot dog, or 0 to 1" in refused("sample", "x", "--classes", "dog")
+    assert "no class '2'" in refused("sample", "x", "--classes", "2")
+    # the folder is known by its full path: a run can be resumed from anywhere
+    os.chdir("made")
+    minisagan("train", "--resume", "../x", "--steps", 2, "--data-dir", photos / "data")
+
+
+def test_without_classes(photos):
+    known = arrays(photos / "run", "--count", 5)
+    assert set(known) == {"images"} and known["images"].shape == (5, 32, 32, 3)
+    assert "trained without classes" in refused("sample", photos / "run", "--classes", "all")
+    minisagan("sample", photos / "run", "--count", 5, "-o", "g.png")
+    assert iio.imread("g.png").shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
+    minisagan("sample", photos / "run", "--count", 1, "-o", "made")
+    assert os.listdir("made") == ["00000.png"]
+
+
+@pytest.mark.parametrize("name", ["g.png", "a.npz", "made/"])
+def test_samples_that_cannot_be_written(run, name, tmp_path):
+    line = refused("sample", run, "--count", 1, "-o", f"absent/{name}", code=1)
+    assert "absent" in line and "No such file or directory" in line
+    assert "not .png, .npz" in refused("sample", run, "-o", "a.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+# inspect, gradcheck, doctor
+
+
+def test_inspect_shows_what_is_there(run):
+    facts = json.loads(minisagan("inspect", run, "--json", "--tensors")[0])
+    G = Generator(Architecture(width=8))
+    assert facts["step"] == 3 and facts["config"]["architecture"]["width"] == 8 and facts["log"]["step"] == 3
+    assert facts["parameters"]["G"] == sum(p.data.size for p in G.parameters().values())
+    assert facts["checkpoints"] == {f"step-{k:08d}.safetensors": "intact" for k in (3, 2, 1)}
+    assert facts["tensors"]["G.input.w"] == {"shape": [128, 16 * 32], "dtype": "float32"}
+    text = minisagan("inspect", run)[0]
+    assert "step        3 of 3" in text and f"{facts['parameters']['D']:,} in D" in text and "G.input.w" not in text
+    assert "G.input.w  128x512  float32" in minisagan("inspect", run, "--tensors")[0]
+
+
+def test_inspect_finds_damage_and_train_and_sample_refuse_it(run):
+    file = run / "checkpoints" / "step-00000003.safetensors"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        result = CliRunner().invoke(cli, ["inspect", str(run), "--json"])
+        facts = json.loads(result.stdout)
+        assert result.exit_code == 3 and facts["step"] == 2
+        assert facts["checkpoints"]["step-00000003.safetensors"].startswith("damaged: ")
+        assert facts["checkpoints"]["step-00000002.safetensors"] == "intact"
+        for args in (["sample", run], ["train", "--resume", run, "--steps", 5], ["inspect", file]):
+            line = refused(*args, code=3)
+            assert str(file) in line and f"an intact one, of step 2, is {run / 'checkpoints' / 'step-00000002'}" in line
+        file.write_bytes(whole[:1000])
+        assert "cut short" in CliRunner().invoke(cli, ["inspect", str(run)]).stdout
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_checkpoint_of_no_run(tmp_path):
+    checkpoint.save(tmp_path / "a.safetensors", {"w": np.zeros(3)}, {"step": "1"})
+    for args in (["inspect"], ["sample"], ["train", "--resume"]):
+        assert "not a checkpoint of a run, it lacks config" in refused(*args, tmp_path / "a.safetensors", code=3)
+
+
+def test_gradcheck_has_a_row_for_each_case():
+    lines = minisagan("gradcheck", "--op", "matmul")[0].splitlines()
+    count = sum(1 + case.linear for case in selfcheck.cases("matmul"))
+    assert len(lines) == count + 2 and lines[-1] == f"all {count} checks passed"
+    assert re.fullmatch(r"PASS  matmul: matrices +every element +\d\.\de-\d+ +1e-08 +\d+\.\d\d  3x5 5x2", lines[1])
+    assert "adjoint" in lines[2] and "1e-12" in lines[2]
+
+
+def test_a_wrong_gradient_is_exit_code_5_and_names_the_element(monkeypatch):
+    def wrong(draw):
+        def square(x):
+            return Tensor(x.data**2, (x,), lambda g, needs: (g * x.data * np.where(np.arange(4) == 2, 2.02, 2),))
+
+        yield selfcheck.Case("one element off by 1 %", square, (np.array([1.0, 2, 3, 4]),))
+
+    monkeypatch.setattr(selfcheck, "CASES", {"wrong": wrong, "relu": selfcheck.CASES["relu"]})
+    text, _ = minisagan("gradcheck", code=5)
+    assert re.search(r"^FAIL  wrong: one element off by 1 % ", text, re.M) and "\nPASS  relu" in text
+    _, analytic, numeric = re.search(r"(dx\[2\]) is (\S+) and should be (\S+)", text).groups()
+    assert float(analytic) == pytest.approx(1.01 * float(numeric), rel=1e-6)
+    assert "again: minisagan gradcheck --op wrong" in text
+    result = CliRunner().invoke(cli, ["gradcheck", "--json"])
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert result.exit_code == 5 and [row["passed"] for row in found][:2] == [False, True]
+    assert found[0]["error"] == pytest.approx(0.01 / 1.01, rel=1e-4) and "again: " in result.stderr
+    minisagan("gradcheck", "--op", "relu")
+
+
+def test_doctor(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "gpus", lambda: ["Tesla T4"])
+    file = tmp_path / "data" / "kmnist" / "train-images-idx3-ubyte.gz"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    text = minisagan("doctor")[0]
+    for name, value in {"numpy": np.__version__, "GPU": "Tesla T4; ", "data folder": f"{tmp_path / 'data'}\n",
+                        "  kmnist": f"{file}\n", "  mnist": "not there", "  drawn-digits": "needs no file"}.items():
+        assert re.search(rf"^{name} +{re.escape(value)}", text, re.M), name
+    assert re.search(r"^self-test +attend: \d+ checks, 0 failed, largest error \d\.\de-(09|1\d)", text, re.M)

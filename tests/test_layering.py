@@ -1,0 +1,118 @@
+"""Imports run one way: each module may import those before it in one list, and the list is complete."""
+
+import ast
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import minisagan
+
+# Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
+ORDER = [
+    *("errors", "kinks", "autograd", "device", "rng", "ops.*", "ops"),
+    *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
+    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench"),
+    *("commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
+]
+
+# Which modules may import what is not Python's own.
+OTHERS = {
+    "numpy": ["*"],
+    "threadpoolctl": ["device"],
+    "PIL": ["data.folder", "pictures"],
+    "imageio": ["pictures"],
+    "click": ["commands", "commands.*"],
+}
+
+FOLDER = Path(minisagan.__file__).parent
+
+
+def name_of(path):
+    """minisagan/ops/conv.py -> "ops.conv"; minisagan/ops/__init__.py -> "ops"; minisagan/__init__.py -> ""."""
+    return ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+MODULES = {name_of(path): path.read_text(encoding="utf-8") for path in sorted(FOLDER.rglob("*.py"))}
+
+
+def rank(module):
+    """The module's place in ORDER, under its own name or else its family's; the package itself stands before all."""
+    if module in ("", *ORDER):
+        return ORDER.index(module) if module else -1
+    places = [i for i, entry in enumerate(ORDER) if fnmatch(module, entry)]
+    assert len(places) == 1, f"{module} has no place, or several, in ORDER"
+    return places[0]
+
+
+def imports(source):
+    """Every dotted name that the source imports, wherever in it: a.b for `from a import b` and for `import a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(name):
+    """The module of ours that this name is or lies in, "minisagan.ops.conv.conv" -> "ops.conv"; None of others."""
+    head, *parts = name.split(".")
+    if head != "minisagan":
+        return None
+    while ".".join(parts) not in MODULES:
+        parts.pop()
+    return ".".join(parts)
+
+
+def wrong_way(module, source):
+    """The modules of ours that `source` imports, though they do not stand before `module`."""
+    found = {ours(name) for name in imports(source)} - {None}
+    return sorted(name for name in found if rank(name) >= rank(module))
+
+
+def test_every_module_has_its_place_and_every_place_a_module():
+    places = [rank(module) for module in MODULES if module]
+    assert set(places) == set(range(len(ORDER)))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    assert wrong_way(module, MODULES[module]) == []
+
+
+@pytest.mark.parametrize(
+    "module, source, wrong",
+    [
+        ("ops.conv", "from minisagan.ops.resample import upsample", ["ops.resample"]),
+        ("ops.conv", "def f():\n    from minisagan import nn, device", ["nn"]),
+        ("ops.conv", "from minisagan import ops", ["ops"]),
+        ("ops", "from minisagan.ops.conv import conv", []),
+        ("errors", "import minisagan.runs", ["runs"]),
+        ("errors", "from minisagan import __version__", []),
+        ("commands.train", "import minisagan.commands.sample as s, minisagan.runs", ["commands.sample"]),
+        ("data.idx", "from minisagan.data import download, Dataset", ["data"]),
+    ],
+)
+def test_an_import_of_the_wrong_way_is_found(module, source, wrong):
+    assert wrong_way(module, source) == wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_other_packages_are_imported_where_they_belong(module):
+    packages = {name.split(".")[0] for name in imports(MODULES[module])} - {"minisagan", *sys.stdlib_module_names}
+    assert [name for name in packages if not any(fnmatch(module, place) for place in OTHERS.get(name, []))] == []
+
+
+def test_the_command_line_starts_without_numpy():
+    code = (
+        "import sys\n"
+        "sys.modules.update(numpy=None, cupy=None)  # to import them is an ImportError\n"
+        "from minisagan.commands import cli\n"
+        "cli(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: minisagan") and "gradcheck" in done.stdout

@@ -1,0 +1,336 @@
+"""What a run folder survives: being stopped anywhere, resumed, disturbed, replaced, replayed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from command_line import ROOT, minisagan
+
+from minisagan import checkpoint, data, device, runs
+from minisagan.errors import DataError, Diverged, Fault, UsageError
+from minisagan.models import Architecture
+from minisagan.train import Config, Training
+
+CONFIG = Config(steps=6, batch_size=8, d_steps=2, flip=True, architecture=Architecture(width=8))
+OPTIONS = 2, 2, 3  # sample_every, checkpoint_every, keep
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    """A folder for each test, few digits to draw, a log of every step."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "DRAWN", {"train": (30, 0)})  # 16 images a step: an epoch ends in the middle of one
+    monkeypatch.setattr(runs, "LOG_EVERY", 1)
+    threads = device.threads()
+    yield
+    device.set_threads(threads)
+
+
+def train(opened, stop=None):
+    """Train until the step `stop` (default: the last), and finish."""
+    with opened as run:
+        while run.training.step != stop and run.advance():
+            pass
+        run.finish()
+    return run.folder
+
+
+def new(folder, config=CONFIG, **kwargs):
+    return runs.Run.create(folder, config, data.load("drawn-digits"), OPTIONS, **kwargs)
+
+
+def contents(folder):
+    """The tensors of the newest checkpoint, and the log without its clock."""
+    tensors, about = checkpoint.load(checkpoint.newest(folder / "checkpoints"))
+    log = [{key: value for key, value in record.items() if key != "seconds"} for record in runs.read_log(folder)]
+    return {name: x.tobytes() for name, x in tensors.items()}, about["step"], about["config"], log
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 6 steps without interruption."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "DRAWN", {"train": (30, 0)})
+        patch.setattr(runs, "LOG_EVERY", 1)
+        return train(new(tmp_path_factory.mktemp("whole") / "run"))
+
+
+def test_a_run_leaves_what_its_description_says(whole):
+    assert files(whole) == sorted([
+        *("config.json", "curves.png", "lock", "log.jsonl", "progress.gif"),
+        *(f"checkpoints/step-{k:08d}.safetensors" for k in (2, 4, 6)),  # of 0, 2, 4 and 6 the last three are kept
+        *(f"samples/step-{k:08d}.png" for k in (0, 2, 4, 6)),
+    ])  # fmt: skip
+    about = json.loads((whole / "config.json").read_text())
+    assert Config.from_dict(about["config"]) == CONFIG and about["versions"]["numpy"] == np.__version__
+    assert set(about["data"]["hashes"]) == {"images", "labels"}
+    log = runs.read_log(whole)
+    assert [record["step"] for record in log] == [1, 2, 3, 4, 5, 6]
+    assert set(log[0]) == {
+        *("step", "seconds", "loss_d", "loss_g", "d_real", "d_fake", "grad_d", "grad_g", "gamma_d", "gamma_g")
+    }
+    assert len(iio.imread(whole / "progress.gif")) == 4
+
+
+# Stopped and resumed is as if not stopped
+
+
+def test_resumed_with_more_steps(whole, tmp_path):
+    train(new(tmp_path / "a", replace(CONFIG, steps=3)))
+    train(runs.Run.resume(tmp_path / "a", steps=6, options=OPTIONS))
+    assert contents(tmp_path / "a") == contents(whole)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["config"] == CONFIG.to_dict()
+    for k in (0, 2, 4, 6):
+        picture = f"samples/step-{k:08d}.png"
+        assert (tmp_path / "a" / picture).read_bytes() == (whole / picture).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
+    advance = Training.advance
+
+    def signalled(self):
+        if self.step == 2:
+            os.kill(os.getpid(), number)  # in the middle of step 3
+        return advance(self)
+
+    monkeypatch.setattr(Training, "advance", signalled)
+    before = signal.getsignal(number)
+    args = "--steps", 6, "--batch-size", 8, "--d-steps", 2, "--flip", "--width", 8
+    minisagan("train", *args, "--sample-every", 2, "--out", "a", code=128 + number)
+    assert signal.getsignal(number) is before
+    assert checkpoint.newest(tmp_path / "a" / "checkpoints").name == "step-00000003.safetensors"
+    minisagan("train", "--resume", "a", "--threads", 1)
+    assert contents(tmp_path / "a") == contents(whole)
+
+
+def test_killed_and_resumed(whole, tmp_path):
+    with new(tmp_path / "a") as run:
+        for _ in range(5):
+            run.advance()
+    # Now it is as after kill -9: the last checkpoint is of step 4, the log goes on to 5, a line and a file are torn.
+    with open(tmp_path / "a" / "log.jsonl", "a") as log:
+        log.write('{"step": 6, "seconds": 1.5, "los')
+    (tmp_path / "a" / "checkpoints" / "step-00000006.safetensors.tmp").write_bytes(b"half")
+    (tmp_path / "a" / "samples" / "step-00000005.png.tmp").write_bytes(b"half")
+    assert [record["step"] for record in runs.read_log(tmp_path / "a")] == [1, 2, 3, 4, 5]
+    train(runs.Run.resume(tmp_path / "a", options=OPTIONS))
+    assert contents(tmp_path / "a") == contents(whole) and files(tmp_path / "a") == files(whole)
+
+
+def test_gone_back_to_an_older_checkpoint(whole, tmp_path):
+    train(new(tmp_path / "a", replace(CONFIG, seed=1)))
+    known = contents(tmp_path / "a")
+    older = tmp_path / "a" / "checkpoints" / "step-00000002.safetensors"
+    with runs.Run.resume(older, options=OPTIONS) as run:
+        assert run.training.step == 2 and len(runs.read_log(tmp_path / "a")) == 2
+        assert [path.name for path in older.parent.iterdir()] == [older.name]
+        assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir())[-1] == "step-00000002.png"
+    assert known != contents(whole)
+    assert contents(train(runs.Run.resume(tmp_path / "a", options=OPTIONS))) == known
+
+
+def test_threads_do_not_matter(whole, tmp_path):
+    device.set_threads(1)
+    train(new(tmp_path / "a"), stop=3)
+    device.set_threads(3)
+    assert contents(train(runs.Run.resume(tmp_path / "a", options=OPTIONS))) == contents(whole)
+
+
+def test_no_average_of_weights(tmp_path):
+    config = replace(CONFIG, ema=0, steps=4)
+    train(new(tmp_path / "a", config))
+    train(new(tmp_path / "b", config), stop=1)
+    train(runs.Run.resume(tmp_path / "b", options=OPTIONS))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    tensors, _ = checkpoint.load(runs.find(tmp_path / "a"))
+    assert np.array_equal(tensors["average.output.w"], tensors["G.output.w"])
+
+
+# Replayed
+
+
+def test_a_configuration_replayed_gives_the_same_weights(whole, tmp_path):
+    minisagan("train", "--config", whole / "config.json", "--sample-every", 2, "--out", "a")
+    assert contents(tmp_path / "a") == contents(whole)
+    minisagan("train", "--config", whole / "config.json", "--steps", 1, "--lr-g", 0, "--out", "b")
+    _, _, config, log = contents(tmp_path / "b")
+    assert json.loads(config) == replace(CONFIG, steps=1, lr_g=0.0).to_dict()
+    assert log[0]["loss_d"] == runs.read_log(whole)[0]["loss_d"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', *(
+    f'{{"config": {config}, "data": {{}}}}' for config in ('{"warp": 9}', '{"lr_g": "fast"}', '{"lr_g": NaN}', "3")
+)])  # fmt: skip
+def test_a_damaged_configuration_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    assert "not the config.json of a run" in minisagan("train", "--config", "config.json", "--out", "a", code=3)[1]
+    assert not (tmp_path / "a").exists()
+
+
+# Other processes, other files
+
+
+def test_a_run_in_use_is_left_alone(whole):
+    hold = "import sys, minisagan.lockfile as l\nwith l.locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold, whole], cwd=ROOT, stdin=-1, stdout=-1) as child:
+        child.stdout.readline()
+        before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+        for args in (["--resume", whole, "--steps", 9], ["--out", whole, "--force", "--batch-size", 8]):
+            assert f"in use by process {child.pid}; " in minisagan("train", *args, code=1)[1]
+        assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+        child.stdin.close()
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").write_text("all of it")
+    with pytest.raises(UsageError, match="a is not empty: --resume .* --force .* --out "), new(tmp_path / "a"):
+        pytest.fail("it was opened")
+    assert files(tmp_path / "a") == ["thesis.txt"]  # not even a lock
+
+
+def test_force_deletes_only_what_a_run_wrote(tmp_path):
+    train(new(tmp_path / "a"))
+    known = files(tmp_path / "a")
+    mine = "thesis.txt", "samples/me.png", "checkpoints/best.safetensors.bak"
+    for name in mine:
+        (tmp_path / "a" / name).write_text(name)
+    train(new(tmp_path / "a", replace(CONFIG, steps=1, seed=1), force=True))
+    assert all((tmp_path / "a" / name).read_text() == name for name in mine)
+    left = set(files(tmp_path / "a")) - set(mine)
+    assert left - set(known) == {"checkpoints/step-00000001.safetensors", "samples/step-00000001.png",
+                                 "checkpoints/step-00000000.safetensors"}  # fmt: skip
+    assert not any("00000002" in name or "00000006" in name for name in left)
+    assert [record["step"] for record in runs.read_log(tmp_path / "a")] == [1]
+
+
+def test_a_checkpoint_outside_of_a_run_cannot_be_gone_on_with(whole, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(runs.find(whole).read_bytes())
+    with pytest.raises(UsageError, match="does not lie in a run"), runs.Run.resume(tmp_path / "a.safetensors"):
+        pytest.fail("it was opened")
+    assert files(tmp_path) == ["a.safetensors"]
+    assert runs.load_generator(tmp_path / "a.safetensors")[1] == CONFIG  # but drawn from
+
+
+def test_other_data_is_refused_by_name(tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    for i, image in enumerate(images):
+        (tmp_path / "pets").mkdir(exist_ok=True)
+        iio.imwrite(tmp_path / "pets" / f"{i}.png", image)
+    dataset = data.load(str(tmp_path / "pets"), tmp_path / "data", size=32)
+    config = replace(CONFIG, dataset=dataset.name, architecture=replace(CONFIG.architecture, classes=0, channels=3))
+    with runs.Run.create(tmp_path / "a", config, dataset) as run:
+        run.advance()
+        run.save()
+    iio.imwrite(tmp_path / "pets" / "8.png", images[0])
+    with pytest.raises(DataError, match="not the data that .*hashes was"), \
+            runs.Run.resume(tmp_path / "a", data_dir=tmp_path / "data"):  # fmt: skip
+        pytest.fail("it was opened")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(new(tmp_path / "a", replace(CONFIG, steps=0)))
+    file = runs.find(tmp_path / "a")
+    tensors, about = checkpoint.load(file)
+    about["config"] = json.dumps(replace(CONFIG, architecture=replace(CONFIG.architecture, width=16)).to_dict())
+    checkpoint.save(file, tensors, about)
+    for args in (["train", "--resume", "a"], ["sample", "a"]):
+        assert "does not fit the model (differences: " in minisagan(*args, code=3)[1]
+
+
+# NaN
+
+
+def test_a_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    advance = Training.advance
+
+    def poisoned(self):
+        if self.step == 4:
+            self.G.up8.conv1.w.data[0, 0, 0, 0] = np.nan
+        return advance(self)
+
+    monkeypatch.setattr(Training, "advance", poisoned)
+    args = "train", "--steps", 6, "--batch-size", 8, "--width", 8, "--checkpoint-every", 1, "--out", "a"
+    stderr = minisagan(*args, code=4)[1]
+    last = checkpoint.newest(tmp_path / "a" / "checkpoints")
+    assert last.name == "step-00000004.safetensors"
+    assert "step 5: a loss is not finite; first tensor with a NaN or an infinity: G." in stderr
+    assert stderr.endswith(f"The last good checkpoint is {last.relative_to(tmp_path)}\n")
+    assert all(np.isfinite(x).all() for x in checkpoint.load(last)[0].values())
+    assert [record["step"] for record in runs.read_log(tmp_path / "a")] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "DRAWN", {"train": (30, 0)})
+    minisagan("train", "--resume", "a")
+    assert checkpoint.newest(tmp_path / "a" / "checkpoints").name == "step-00000006.safetensors"
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    with new(tmp_path / "a") as run:
+        run.advance()
+        run.training.D.output.w.data[0] = np.inf
+        before = files(tmp_path / "a")
+        with pytest.raises(Diverged, match=r"not saved, because tensor 'D.output.w'"):
+            run.finish()
+    assert files(tmp_path / "a") == before
+
+
+# Disks
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left on device" in minisagan("train", "--width", 8, "--batch-size", 8, "--out", "a", code=1)[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_the_older_checkpoints_stay(tmp_path, monkeypatch):
+    with new(tmp_path / "a") as run:
+        run.advance()
+        with monkeypatch.context() as patch, pytest.raises(Fault, match="step-00000002.*No space left"):
+            patch.setattr(os, "fsync", full)
+            run.advance()
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-00000000.safetensors"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    train(runs.Run.resume(tmp_path / "a", options=OPTIONS))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_written_is_a_fault(tmp_path):
+    with new(tmp_path / "a") as run:
+        (tmp_path / "a" / "log.jsonl").unlink()
+        (tmp_path / "a" / "log.jsonl").symlink_to("/dev/full")
+        with pytest.raises(Fault, match="log.jsonl: cannot write the log: No space left on device"):
+            run.advance()
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    args = "train", "--width", 8, "--batch-size", 8
+    for out in ("file", "file/a", "/proc/minisagan/a"):
+        assert f"Error: {out.split('/a')[0]}" in minisagan(*args, "--out", out, code=1)[1]
+    assert files(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(whole, tmp_path):
+    (tmp_path / "a").mkdir(mode=0o500)
+    for out in ("a", "a/b"):
+        assert "Permission denied" in minisagan("train", "--width", 8, "--batch-size", 8, "--out", out, code=1)[1]
