@@ -15,6 +15,10 @@ ops: never write into it.
 from contextlib import contextmanager
 from itertools import count
 
+import numpy as np
+
+from minisagan.device import elementwise
+
 _births = count()
 _recording = True
 _WALKED = object()  # in place of the vjp of a node that a grad() has passed
@@ -70,7 +74,7 @@ def grad(loss, wanted, cotangent=None):
         raise ValueError(f"the cotangent of a tensor of shape {loss.shape} can't have shape {cotangent.shape}")
     if cotangent is None:
         if loss.data.size != 1:
-            raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent; without one it must be a scalar")
+            raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent: it is no scalar")
         cotangent = loss.data * 0 + 1
     nodes = sorted(_ancestors(loss), key=lambda node: node.birth)
     asked = {id(tensor) for tensor in wanted}
@@ -95,7 +99,7 @@ def grad(loss, wanted, cotangent=None):
         for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
             if need:
                 before = held.get(id(parent))
-                held[id(parent)] = dparent if before is None else before + dparent
+                held[id(parent)] = dparent if before is None else elementwise(np.add, before, dparent)
         node.parents, node.vjp = (), _WALKED
     return [found.get(id(tensor), tensor.data * 0) for tensor in wanted]
 

@@ -58,7 +58,7 @@ class Architecture:
         levels = [r for r in (8, 16, 32, 64, 128) if r < self.size]
         require(
             self.attention is None or self.attention in levels,
-            f"at {self.size}x{self.size}, attention can be at {', '.join(map(str, levels))} or none, not {self.attention}",
+            f"attention at {self.attention}: at {self.size}x{self.size} it is at {', '.join(map(str, levels))} or none",
         )
         if self.attention:
             narrowest = min(self.generator_width(self.attention), self.discriminator_width(self.attention))

@@ -1,8 +1,8 @@
 """Layers: modules that own parameters (Tensors) and state (arrays), and put ops together.
 
-A module's parameters and buffers are named by the path of attributes that leads to them (`up8.conv1.w`), in the order of
-their creation: those names are the ones in checkpoints. `training` has two meanings, both the layer's own: batch norm
-normalises by the batch (else by its running statistics), and spectral norm's u takes a step of power iteration.
+A module's parameters and buffers are named by the path of attributes that leads to them (`up8.conv1.w`), in the order
+of their creation: those names are the ones in checkpoints. `training` means that batch norm normalises by the batch
+(else by its running statistics), and that spectral norm's u takes a step of power iteration.
 """
 
 import math
@@ -58,7 +58,8 @@ class Module:
 class Init:
     """First weights, each a function of the seed and of its number in the order of creation.
 
-    "orthogonal": the matrix (K, O) has orthonormal columns or rows; "xavier": uniform within sqrt(6 / (fan_in + fan_out)).
+    "orthogonal": the matrix (K, O) has orthonormal columns or rows.
+    "xavier": uniform within sqrt(6 / (fan_in + fan_out)).
     """
 
     def __init__(self, seed, kind="orthogonal", dtype=np.float32):

@@ -1,7 +1,7 @@
 """The optimiser and the running average of weights, both on one flat array.
 
     Adam (Kingma and Ba 2015):   m <- beta1 m + (1 - beta1) g            w <- w - lr mhat / (sqrt(vhat) + eps)
-                                 v <- beta2 v + (1 - beta2) g^2          mhat = m / (1 - beta1^t), vhat = v / (1 - beta2^t)
+                                 v <- beta2 v + (1 - beta2) g^2      mhat = m / (1 - beta1^t), vhat = v / (1 - beta2^t)
     EMA:                         a <- a + (1 - d_t) (w - a)              d_t = min(decay, (1 + t) / (10 + t))
 
 SAGAN trains with beta1 = 0, beta2 = 0.9 and two learning rates, one for each network (TTUR, Heusel et al. 2017). The
@@ -14,7 +14,7 @@ from minisagan import device
 
 
 def flatten(parameters):
-    """Move these parameters (name -> Tensor) into one flat array, of which each one's data becomes a view; returns it."""
+    """Move these parameters (name -> Tensor) into a flat array and return it: each one's data becomes a view of it."""
     arrays = [p.data for p in parameters.values()]
     flat = np.concatenate([a.reshape(-1) for a in arrays])
     start = 0

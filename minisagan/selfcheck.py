@@ -1,4 +1,4 @@
-"""Every op, layer and network under the gradient checker: the table that `minisagan gradcheck` and the tests go through.
+"""Every op, layer and network under the gradient checker: what `minisagan gradcheck` and the tests go through.
 
 A function here stands for one of them, and yields its cases: shapes that are easily got wrong (one image, odd
 sizes, a kernel larger than the image, several chunks), broadcasting, inputs used twice, extreme values. Of
@@ -334,7 +334,7 @@ def _module(name, module, run, *inputs, every_element=EVERY_ELEMENT):
     parameters = module.parameters()
     for key, p in parameters.items():
         if p.ndim < 2 or key.endswith(("gain", "bias")):
-            p.data = 0.5 * draw(p.shape) + (1 if key.endswith(("gain", "gamma")) else 0)
+            p.data = 0.5 * draw(p.shape) + (3 if key.endswith("gamma") else 1 if key.endswith("gain") else 0)
 
     def f(*tensors):
         for key, tensor in zip(parameters, tensors[len(inputs) :], strict=True):

@@ -55,7 +55,7 @@ def test_version(monkeypatch):
 
 def test_the_help_of_train_tells_where_the_paper_differs_and_what_depends_on_the_data():
     text = " ".join(minisagan("train", "--help")[0].split())
-    assert "Paper: 256. [default: (64)]" in text and "Paper: 0.0001. [default: (0.0002)]" in text
+    assert "Paper: 256. [default: (64)]" in text and "Paper: 0.0001. [default: (the data set's own)]" in text
     assert re.search(r"--width INTEGER .{,60}\[default: \(the data set's own\)\]", text)
 
 
@@ -78,7 +78,7 @@ def test_the_help_of_train_tells_where_the_paper_differs_and_what_depends_on_the
         (["train", "--size", "64"], "drawn-digits has size 32, not 64"),
         (["train", "--width", "0"], "width must be at least 1"),
         (["train", "--width", "4"], "attention at 16 needs 8 channels .*width of 8 or more"),
-        (["train", "--attention", "32"], "attention can be at 8, 16 or none, not 32"),
+        (["train", "--attention", "32"], "attention at 32: at 32x32 it is at 8, 16 or none"),
         (["train", "--attention", "high"], "--attention high: neither a resolution nor none"),
         (["train", "--attention-form", "new"], "'--attention-form'.*official"),
         (["train", "--dataset", "mnits"], "mnits: neither a data set .*drawn-digits, mnist"),

@@ -2,8 +2,8 @@
 
     xhat = (x - mean) / sqrt(var + eps)          y = gain xhat + bias          (then max(y, 0))
 
-mean and (biased) var over images and positions; gain and bias for each channel, or, for conditional batch norm, for each
-image and channel, looked up by its class. With m = N H W and g the cotangent of y (0 where the ReLU is off):
+mean and (biased) var over images and positions; gain and bias for each channel, or, for conditional batch norm, for
+each image and channel, looked up by its class. With m = N H W and g the cotangent of y (0 where the ReLU is off):
 
     dbias = sum g         dgain = sum g xhat         (over the positions that share one gain)
     dx = (gain g - sum(gain g) / m - xhat sum(gain g xhat) / m) / sqrt(var + eps)
@@ -18,13 +18,15 @@ from minisagan.autograd import Tensor
 
 
 def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
-    """Normalise x (N, H, W, C) by its own statistics, or by the given (mean, var), each (C,); gain and bias (C,) or (N, C).
+    """Normalise x (N, H, W, C) by its own statistics, or by the given (mean, var), each (C,).
 
+    gain and bias are both (C,) or both (N, C); `relu` sets what is negative then to 0.
     Returns y (N, H, W, C), and (mean, var) as arrays for the running averages.
     """
     xd, (N, H, W, C) = x.data, x.shape
     if gain.shape != bias.shape or gain.shape not in ((C,), (N, C)):
-        raise ValueError(f"for x {x.shape}, gain and bias are both ({C},) or ({N}, {C}), not {gain.shape}, {bias.shape}")
+        shapes = f"{gain.shape} and {bias.shape}"
+        raise ValueError(f"for x {x.shape}, gain and bias must both be ({C},) or ({N}, {C}), not {shapes}")
     mean, var = statistics or batch_statistics(xd)
     rstd = 1 / np.sqrt(var + xd.dtype.type(eps))
     gd = np.broadcast_to(gain.data, (N, C))

@@ -26,6 +26,8 @@ from numpy.lib.stride_tricks import as_strided
 from minisagan import device
 from minisagan.autograd import Tensor
 
+SUMS = 8  # partial sums of a weight gradient, whatever the number of threads
+
 
 def conv(x, w, b=None, stride=1):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
@@ -94,7 +96,7 @@ def _op(parents, forward, dx, dw):
 
 
 def smear(w):
-    """A 3x3 kernel convolved with a 2x2 box of ones, (3, 3, C, O) -> (4, 4, C, O): u[i] = w[i] + w[i - 1] on each axis."""
+    """A 3x3 kernel convolved with a 2x2 box, (3, 3, C, O) -> (4, 4, C, O): u[i] = w[i] + w[i - 1] on each axis."""
     if w.shape[:2] != (3, 3):
         raise ValueError(f"up_conv and conv_down take 3x3 kernels, not {w.shape[0]}x{w.shape[1]}")
     u = np.zeros((4, 4) + w.shape[2:], w.dtype)
@@ -110,7 +112,10 @@ def unsmear(u):
 
 
 def gather(x, w, stride, top, left, size, bias=None):
-    """y[h, w] = bias + sum_ij x[s h + i - top, s w + j - left] @ w[i, j], zeros outside x: (N, H, W, C) -> (N, *size, O)."""
+    """y[h, w] = bias + sum_ij x[s h + i - top, s w + j - left] @ w[i, j]: (N, H, W, C) -> (N, *size, O).
+
+    x is zero outside of its borders.
+    """
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], bias)
     y = np.empty((len(x), *size, w.shape[3]), x.dtype)
@@ -126,7 +131,9 @@ def scatter(x, w, stride, top, left, size, bias=None):
     """
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], bias)
-    y = np.zeros((len(x), *size, w.shape[3]), x.dtype)
+    y = np.empty((len(x), *size, w.shape[3]), x.dtype)
+    if min(w.shape[:2]) < stride:
+        y.fill(0)  # positions that meet no tap
     jobs = []
     for b in range(stride):
         rows = []
@@ -141,26 +148,30 @@ def scatter(x, w, stride, top, left, size, bias=None):
 
 
 def outer(x, g, kernel, stride, top, left):
-    """dw[i, j] = sum_hw x[s h + i - top, s w + j - left]^T g[h, w]: x (N, H, W, C), g (N, H', W', O) -> (kh, kw, C, O)."""
+    """dw[i, j] = sum_hw x[s h + i - top, s w + j - left]^T g[h, w]: (N, H, W, C), (N, H', W', O) -> (kh, kw, C, O).
+
+    Chunks go to SUMS partial sums, in turn, and these are added in order.
+    """
     (kh, kw), (N, Ho, Wo, O), C = kernel, g.shape, x.shape[3]
     if kh == kw == stride == 1:
         return pointwise_outer(x, g)[None, None]
-    cuts = device.chunks(N, x.itemsize * Ho * Wo * (stride * kw * C + O))
-    partial = np.empty((len(cuts), kh, kw * C, O), x.dtype)
+    cuts = device.chunks(N, x.itemsize * Ho * Wo * (stride * kw * C + O), at_least=SUMS)
+    partial = np.zeros((min(SUMS, len(cuts)), kh, kw * C, O), x.dtype)
     rows = stride * (Ho - 1) + kh
 
     def body(i):
-        n = cuts[i].stop - cuts[i].start
-        plan = _plan(x.dtype, (n, *x.shape[1:]), stride, top, rows, ((left, kw, Wo),), n * Ho * Wo * O)
-        plan.pad(x[cuts[i]])
-        plan.expand(0)
-        gt = plan.more[0].reshape(Ho, n, Wo, O)
-        np.copyto(gt, g[cuts[i]].transpose(1, 0, 2, 3))
-        gt = gt.reshape(-1, O)  # (H' n W', O)
-        for k in range(kh):
-            np.matmul(plan.rows(0, k, Ho).T, gt, out=partial[i, k])
+        for cut in cuts[i::SUMS]:
+            n = cut.stop - cut.start
+            plan = _plan(x.dtype, (n, *x.shape[1:]), stride, top, rows, ((left, kw, Wo),), n * Ho * Wo * O)
+            plan.pad(x[cut])
+            plan.expand(0)
+            gt = plan.more[0].reshape(Ho, n, Wo, O)
+            np.copyto(gt, g[cut].transpose(1, 0, 2, 3))
+            gt = gt.reshape(-1, O)  # (H' n W', O)
+            for k in range(kh):
+                partial[i, k] += plan.rows(0, k, Ho).T @ gt
 
-    device.parallel(body, len(cuts))
+    device.parallel(body, len(partial))
     return partial.sum(0).reshape(kh, kw, C, O)
 
 
@@ -203,7 +214,9 @@ def channel_sum(g):
 
 
 def _patch_products(x, stride, jobs, bias):
-    """Fill each y of jobs = [(left, [(top, w, y), ...]), ...]: y[h, w] = bias + sum_ij x[s h+i-top, s w+j-left] @ w[i, j].
+    """Fill each y of jobs = [(left, [(top, w, y), ...]), ...].
+
+        y[h, w] = bias + sum_ij x[s h + i - top, s w + j - left] @ w[i, j]
 
     One padded copy of the images serves all jobs, and one expansion along the width all those of one `left`.
     """
@@ -226,7 +239,7 @@ def _patch_products(x, stride, jobs, bias):
         for _, group in jobs
     ]
     widest = max(kw * Wo for _, kw, Wo in columns)
-    cuts = device.chunks(N, x.itemsize * (rows * widest * C + 2 * size))
+    cuts = device.chunks(N, x.itemsize * (rows * widest * C + 2 * size), at_least=8)
 
     def body(i):
         n = cuts[i].stop - cuts[i].start
@@ -240,8 +253,8 @@ def _patch_products(x, stride, jobs, bias):
                 np.matmul(plan.rows(j, down, Ho), w[0], out=acc)
                 for k in range(1, len(w)):
                     acc += np.matmul(plan.rows(j, down + k, Ho), w[k], out=term)
-                acc = acc.reshape(Ho, n, Wo * O)
                 if row is not None:
+                    acc = acc.reshape(-1, Wo * O)
                     acc += row
                 y[cuts[i]] = acc.reshape(Ho, n, Wo, O).transpose(1, 0, 2, 3)  # (n, H', W', O)
 
@@ -251,7 +264,7 @@ def _patch_products(x, stride, jobs, bias):
 class _Patches:
     """Memory in which n images are padded, rows first, (R, n, Q, C), and then expanded along the width for each column.
 
-    columns: for each, (left, kw, W'): its expansion A (R, n, W', kw C) holds x[n, r - top, s w - left + (0 ... kw - 1)].
+    columns: for each, (left, kw, W'): its expansion A (R, n, W', kw C) holds x[n, r - top, s w - left + (0 ... kw-1)].
     All expansions share one piece of scratch memory, `more` are further pieces of it; the padding is the plan's own,
     so that its zeros are written once.
     """

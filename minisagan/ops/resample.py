@@ -27,22 +27,32 @@ def avg_pool(x):
 def max_pool(x):
     """The largest of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
     _check_even(x, "max_pool")
+    N, H, W, C = x.shape
     corners = [x.data[:, a::2, b::2] for a in (0, 1) for b in (0, 1)]  # four views (N, H/2, W/2, C)
     winner = kinks.chosen(lambda: np.argmax(corners, 0))
+    y = np.empty((N, H // 2, W // 2, C), x.dtype) if winner is None else np.choose(winner, corners)
+    cuts = device.chunks(N, 2 * x.data[0].nbytes)
+
+    def forward(i):
+        a, b, c, d = (corner[cuts[i]] for corner in corners)
+        np.maximum(np.maximum(a, b), np.maximum(c, d), out=y[cuts[i]])
+
     if winner is None:
-        y = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
-    else:
-        y = np.choose(winner, corners)
+        device.parallel(forward, len(cuts))
 
     def vjp(g, needs):
-        dx, rest = np.empty(x_shape, g.dtype), g  # the rest is what no corner has taken yet
-        for k, corner in enumerate(corners):
-            taken = rest * (corner == y if winner is None else winner == k)
-            dx[:, k // 2 :: 2, k % 2 :: 2] = taken
-            rest = rest - taken
+        dx = np.empty((N, H, W, C), g.dtype)
+
+        def backward(i):
+            n, rest = cuts[i], g[cuts[i]]  # the rest is what no corner has taken yet
+            for k, corner in enumerate(corners):
+                taken = rest * (corner[n] == y[n] if winner is None else winner[n] == k)
+                dx[n, k // 2 :: 2, k % 2 :: 2] = taken
+                rest = rest - taken
+
+        device.parallel(backward, len(cuts))
         return (dx,)
 
-    x_shape = x.shape
     return Tensor(y, (x,), vjp)
 
 

@@ -39,4 +39,4 @@ def spectral_norm(w, u, move, axis=-1):
 def _unit(x):
     """l2(x) = x / |x|, and |x|."""
     norm = np.sqrt(x @ x)
-    return x / (norm + x.dtype.type(1e-12)), norm
+    return x / max(norm, x.dtype.type(1e-12)), norm
