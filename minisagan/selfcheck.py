@@ -334,7 +334,7 @@ def _module(name, module, run, *inputs, every_element=EVERY_ELEMENT):
     parameters = module.parameters()
     for key, p in parameters.items():
         if p.ndim < 2 or key.endswith(("gain", "bias")):
-            p.data = 0.5 * draw(p.shape) + (3 if key.endswith("gamma") else 1 if key.endswith("gain") else 0)
+            p.data = 0.5 * draw(p.shape) + (1 if key.endswith(("gain", "gamma")) else 0)
 
     def f(*tensors):
         for key, tensor in zip(parameters, tensors[len(inputs) :], strict=True):
@@ -408,8 +408,8 @@ def discriminator_loss(draw):
 @_table
 def generator_loss(draw):
     """L_G by all of G's parameters, and by z, through a discriminator at rest."""
-    for form, classes in (("official", 2), ("paper", 0)):
-        arch = Architecture(width=8, classes=classes, latent=4, attention_form=form)
+    for classes in (2, 0):
+        arch = Architecture(width=8, classes=classes, latent=4)
         D = Discriminator(arch, _init()).eval()
         D.attention.gamma.data = np.asarray(0.7)
         labels = np.array([1, 0, 1]) if classes else None
@@ -417,5 +417,5 @@ def generator_loss(draw):
         def loss(G, z, D=D, labels=labels):
             return ops.hinge_generator(D(G(z, labels), labels))
 
-        title = f"{form}, {'by class' if classes else 'unconditional'}"
+        title = "by class" if classes else "unconditional"
         yield _module(title, Generator(arch, _init()), loss, *draw((3, 4)), every_element=8)

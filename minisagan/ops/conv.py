@@ -169,7 +169,7 @@ def outer(x, g, kernel, stride, top, left):
             np.copyto(gt, g[cut].transpose(1, 0, 2, 3))
             gt = gt.reshape(-1, O)  # (H' n W', O)
             for k in range(kh):
-                partial[i, k] += plan.rows(0, k, Ho).T @ gt
+                partial[i, k] += np.matmul(plan.rows(0, k, Ho).T, gt)
 
     device.parallel(body, len(partial))
     return partial.sum(0).reshape(kh, kw, C, O)
