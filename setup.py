@@ -1,4 +1,4 @@
-"""How minisagan is packaged. The CUDA sources travel with it: they are compiled where they run."""
+"""How minisagan is packaged."""
 
 import re
 from pathlib import Path
@@ -19,18 +19,14 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["minisagan", "minisagan.*"]),
-    package_data={"": ["*.cu"]},
     install_requires=[
-        "numpy>=2.0",  # its rules of type promotion, which are CuPy's too
+        "numpy>=2.0",  # its rules of type promotion
         "imageio>=2.31",
         "pillow>=10.3",  # the first to keep all 16 bits of a grey PNG's pixels
         "click>=8.2",
         "threadpoolctl>=3.1",
     ],
     extras_require={
-        # One of the two, by the driver's CUDA version; [ctk] brings the compiler and the libraries from PyPI.
-        "cuda12": ["cupy-cuda12x[ctk]>=14"],
-        "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.
         "test": ["pytest>=8", "safetensors>=0.4", "torch==2.13.0"],
     },

@@ -31,7 +31,7 @@ class Tensor:
     each parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed).
     """
 
-    __slots__ = ("data", "parents", "vjp", "birth", "__weakref__")
+    __slots__ = ("data", "parents", "vjp", "birth", "__weakref__")  # the last one lets tests watch tensors die
     __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__, not NumPy
 
     def __init__(self, data, parents=(), vjp=None):
@@ -75,7 +75,7 @@ def grad(loss, wanted, cotangent=None):
     if cotangent is None:
         if loss.data.size != 1:
             raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent: it is no scalar")
-        cotangent = loss.data * 0 + 1
+        cotangent = np.ones_like(loss.data)
     nodes = sorted(_ancestors(loss), key=lambda node: node.birth)
     asked = {id(tensor) for tensor in wanted}
     leads = set(asked)  # the nodes that lead to something wanted, found oldest first
@@ -101,7 +101,7 @@ def grad(loss, wanted, cotangent=None):
                 before = held.get(id(parent))
                 held[id(parent)] = dparent if before is None else elementwise(np.add, before, dparent)
         node.parents, node.vjp = (), _WALKED
-    return [found.get(id(tensor), tensor.data * 0) for tensor in wanted]
+    return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 
 
 def _ancestors(loss):

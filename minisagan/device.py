@@ -1,9 +1,9 @@
-"""Where arrays live and what computes on them: the array module, the threads, the chunks, the scratch memory.
+"""What computes: the threads, the chunks of images that they work on, and their scratch memory.
 
-NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in every op,
-not in matrix products alone. A large op is cut into chunks of images that stay in a core's cache; where the cuts fall
-depends on shapes only, and partial sums are kept for each chunk and added in chunk order: results do not depend on
-how many threads run.
+NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in copies and
+elementwise work, too, not in matrix products alone. A large op is cut into chunks of images that stay in a core's
+cache; where the cuts fall depends on shapes only, and partial sums are kept for each chunk and added in chunk order:
+results do not depend on how many threads run.
 """
 
 import ctypes
@@ -139,13 +139,13 @@ def scratch(dtype, *sizes):
 
 
 def elementwise(op, *arrays):
-    """op(*arrays, out=y) for arrays of one shape, chunk by chunk on all threads; y is new, of the first one's dtype."""
+    """op(*arrays), new, with NumPy's broadcasting and dtypes; large arrays of one shape are shared by all threads."""
     x = arrays[0]
     if x.nbytes < CHUNK_BYTES or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
         y = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), np.result_type(*arrays))
         op(*arrays, out=y)
         return y
-    y = np.empty_like(x)
+    y = np.empty(x.shape, np.result_type(*arrays))
     width = x.size // len(x) if x.ndim < 3 else x.shape[-1] * x.shape[-2]
     rows = [a.reshape(-1, width) for a in (*arrays, y)]  # long rows keep NumPy's inner loops long
     cuts = chunks(len(rows[0]), width * x.itemsize * len(rows))

@@ -89,7 +89,7 @@ class Generator(Module):
             setattr(self, f"up{r}", UpBlock(init, inputs, outputs, arch.classes, arch.momentum, spectral))
             if r == arch.attention:
                 self.attention = SelfAttention(init, outputs, arch.attention_form, spectral)
-        self.norm = BatchNorm(init, arch.width, 0, arch.momentum)
+        self.norm = BatchNorm(init, arch.width, classes=0, momentum=arch.momentum)  # this one does not know the class
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
 
     def __call__(self, z, labels=None):
@@ -99,7 +99,7 @@ class Generator(Module):
             x = getattr(self, f"up{r}")(x, labels)  # (N, r, r, width at r)
             if r == self.arch.attention:
                 x = self.attention(x)
-        return ops.tanh(self.output(self.norm(x)))  # (N, S, S, channels)
+        return ops.tanh(self.output(self.norm(x)))  # norm ends in its ReLU: (N, S, S, channels)
 
 
 class Discriminator(Module):

@@ -58,7 +58,7 @@ class Module:
 class Init:
     """First weights, each a function of the seed and of its number in the order of creation.
 
-    "orthogonal": the matrix (K, O) has orthonormal columns or rows.
+    "orthogonal": as a matrix (all but C_out, C_out) it has orthonormal columns or rows.
     "xavier": uniform within sqrt(6 / (fan_in + fan_out)).
     """
 
@@ -94,7 +94,7 @@ class Init:
 
 
 class Layer(Module):
-    """A weight w and, with `spectral`, the u by which it is divided by its largest singular value at every use."""
+    """A weight w; with `spectral` it is divided by its largest singular value at every use, of which u keeps track."""
 
     output_axis = -1
 
@@ -147,8 +147,8 @@ class Embedding(Layer):
 class BatchNorm(Module):
     """relu(gain xhat + bias), xhat normalised over batch and positions; with `classes`, gain and bias for each class.
 
-    The running mean and variance (biased) are exponential averages with `momentum`. None of this is spectrally
-    normalised: that is known to cripple the generator.
+    The running mean and variance (biased) are exponential averages with `momentum`. Gain and bias are not spectrally
+    normalised.
     """
 
     def __init__(self, init, channels, classes=0, momentum=0.9):
@@ -196,8 +196,9 @@ class SelfAttention(Module):
         if self.pooled:
             key, value = ops.max_pool(key), ops.max_pool(value)  # (N, H/2, W/2, ...)
         query, key, value = (t.reshape(N, -1, t.shape[3]) for t in (query, key, value))  # (N, positions, ...)
-        o = ops.attend(query, key, value)  # (N, H W, C/2 or C/8)
-        return x + self.gamma * self.output(o.reshape(N, H, W, -1))
+        mixed = ops.attend(query, key, value)  # (N, H W, C/2 or C/8)
+        o = self.output(mixed.reshape(N, H, W, -1))  # (N, H, W, C)
+        return x + self.gamma * o
 
 
 class UpBlock(Module):
@@ -215,7 +216,7 @@ class UpBlock(Module):
         self.shortcut = Conv(init, inputs, outputs, kernel=1, spectral=spectral)
 
     def __call__(self, x, labels):
-        h = self.conv1(self.norm1(x, labels))  # (N, 2H, 2W, O)
+        h = self.conv1(self.norm1(x, labels))  # each norm ends in its ReLU: (N, 2H, 2W, O)
         h = self.conv2(self.norm2(h, labels))
         return h + ops.upsample(self.shortcut(x))
 

@@ -31,7 +31,7 @@ class Adam:
         self.parameters = list(parameters.values())
         self.weights = flatten(parameters)
         self.m, self.v, self.g = (np.zeros_like(self.weights) for _ in range(3))
-        self.t = np.zeros((), np.int64)
+        self.t = np.zeros((), np.int64)  # an array, so that a checkpoint can be loaded into it
         self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
 
     def step(self, gradients):

@@ -26,8 +26,8 @@ from minisagan.models import Generator
 from minisagan.train import Config, Training, generate
 
 LOG_EVERY = 10
-STEPS = ("checkpoints/step-*.safetensors", "samples/step-*.png")
-OURS = ("config.json", "log.jsonl", *STEPS, "progress.gif", "curves.png")  # and no other file is ever deleted
+STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
+OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png")  # and no other file is ever deleted
 
 
 class Run:
@@ -111,7 +111,7 @@ class Run:
             run = cls(folder, training, float(about["seconds"]), options)
             run.saved = step
             try:
-                _clear(folder, STEPS, after=step)
+                _clear(folder, STEP_FILES, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
                     log.truncate(min(int(about["log_bytes"]), log.tell()))

@@ -25,7 +25,7 @@ STANDING_BATCHES = 16  # over which the averaged generator's batch statistics ar
 class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
-    Rates are per Adam step; `ema` is the decay of the running average of G's weights (0: no average); `flip` mirrors
+    `ema` is the decay of the running average of G's weights (0: no average); `flip` mirrors
     half of the images.
     """
 
@@ -94,8 +94,9 @@ def _build(cls, values):
 def discriminator_step(G, D, adam, images, labels, z, fake_labels):
     """One step of D on real and fake images in one batch: images (n, S, S, C) in [-1, 1], z (n, latent), labels (n,).
 
-    D has no batch norm, so the two halves do not see each other, and spectral norm's u moves once. G runs without a
-    tape. Returns (loss, mean D(real), mean D(fake)).
+    D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
+    a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
+    networks. Returns (loss, mean D(real), mean D(fake)).
     """
     n = len(images)
     G.train()

@@ -11,7 +11,7 @@ from minisagan.commands import hardware
 from minisagan.data import cifar
 from minisagan.data.download import locate
 
-PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl")
 SELF_TEST = "attend"
 
 
@@ -27,7 +27,7 @@ def command():
         click.echo(f"{package:16} {_version(package)}")
     click.echo(f"BLAS             {device.blas()}")
     click.echo(f"cores            {os.cpu_count()}, used by threads: {device.threads()}")
-    click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {hardware.missing()}")
+    click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {hardware.CPU_ONLY}")
     click.echo(f"data folder      {where}{'' if where.is_dir() else ' (not there yet)'}")
     for name in data.NAMES:
         click.echo(f"  {name:14} {_found(name, where)}")

@@ -1,9 +1,10 @@
-"""Which device computes: what `--device` means, which GPUs there are, and what is missing to use them."""
+"""Which device computes: what `--device` means, and which GPUs there are."""
 
 import ctypes
-import importlib.util
 
 from minisagan.errors import Fault, UsageError
+
+CPU_ONLY = "this version of minisagan computes on the CPU only"
 
 
 def choose(name):
@@ -12,16 +13,8 @@ def choose(name):
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"--device {name}: there are auto, cpu, cuda, and cuda:0, cuda:1, ...")
     if kind == "cuda":
-        raise Fault(f"--device {name}: {missing()}")
+        raise Fault(f"--device {name}: {CPU_ONLY}; use --device cpu, or leave that out")
     return "cpu"
-
-
-def missing():
-    """In words, what keeps this program from computing on a GPU."""
-    lacks = [] if gpus() else ["an NVIDIA GPU with its driver"]
-    if not importlib.util.find_spec("cupy"):
-        lacks.append("CuPy (pip install 'minisagan[cuda12]', or 'minisagan[cuda13]' with a driver for CUDA 13)")
-    return f"missing: {' and '.join(lacks)}" if lacks else "this version of minisagan computes on the CPU only"
 
 
 def gpus():

@@ -1,9 +1,11 @@
 """Arithmetic with NumPy's broadcasting, matrix products, shapes and sums; the operators of Tensor.
 
     y = a + b     da = g        db = g
+    y = a - b     da = g        db = -g
     y = a * b     da = g b      db = g a
     y = a / b     da = g / b    db = -g y / b
     y = a @ b     da = g b^T    db = a^T g
+    y = sum a     da = g, repeated;  reshape and transpose put g back as a was
 
 An operand that was broadcast gets its cotangent summed over the axes it was repeated along.
 """

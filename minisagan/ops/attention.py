@@ -4,15 +4,16 @@
 
     attend     s_ij = key_i . query_j                                       (SAGAN eq. 1, first half)
                beta_ij = exp(s_ij) / sum_i exp(s_ij)                        for each query j a distribution over i
-               o_j = sum_i beta_ij value_i                                  (eq. 2)
+               o_j = sum_i beta_ij value_i                                  (eq. 2, before its v)
 
     its backward, from the cotangent g_j of o_j:
                dvalue_i = sum_j beta_ij g_j
                ds_ij = beta_ij (value_i . g_j - o_j . g_j)                  since sum_i beta_ij value_i = o_j
                dkey_i = sum_j ds_ij query_j         dquery_j = sum_i ds_ij key_i
 
-The paper writes f for key, g for query, h for value, and beta_ji for our beta_ij: the weight that the output at j gives
-to position i. There is no 1/sqrt(d). The axis that softmax normalises is the axis that the weighted sum runs over.
+The paper writes f for key, g for query, h for value, v for the output's convolution (in nn.SelfAttention), and beta_ji
+for our beta_ij: the weight that the output at j gives to position i. There is no 1/sqrt(d). The axis that softmax
+normalises is the axis that the weighted sum runs over.
 """
 
 import numpy as np

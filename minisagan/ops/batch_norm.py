@@ -42,6 +42,7 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
         if statistics:
             dx = gated * scale[:, None, None]
         else:
+            # dx = scale g - b - a (x - mean), as one affine pass
             b = (gd * dbias).sum(0) / (N * H * W) * rstd  # (C,)
             a = (gd * dgain).sum(0) / (N * H * W) * rstd * rstd
             dx = _affine(gated, scale, mean * a - b, False, (xd, -a))

@@ -26,11 +26,11 @@ def spectral_norm(w, u, move, axis=-1):
     v, sigma = _unit(u @ matrix)  # (K,), |W^T u|
     if move:
         u[...], sigma = _unit(matrix @ v)  # u^T W v = |W v|, since u = W v / |W v|
-    left, shape = u.copy(), w.shape  # the tape's own: u moves on
+    u_now, shape = u.copy(), w.shape  # the tape's own: u moves on
     y = w.data / sigma
 
     def vjp(g, needs):
-        outer = np.multiply.outer(v, left) if axis == -1 else np.multiply.outer(left, v)
+        outer = np.multiply.outer(v, u_now) if axis == -1 else np.multiply.outer(u_now, v)
         return ((g - (g * y).sum() * outer.reshape(shape)) / sigma,)
 
     return Tensor(y, (w,), vjp)

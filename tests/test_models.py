@@ -1,0 +1,79 @@
+"""The networks as the specification has them: parameter counts, channel widths, sizes, and what they refuse."""
+
+import numpy as np
+import pytest
+
+from minisagan import nn
+from minisagan.autograd import Tensor, no_tape
+from minisagan.errors import UsageError
+from minisagan.models import Architecture, Discriminator, Generator
+
+
+class Shapes(nn.Init):
+    """Weights of the right shape and no memory to speak of."""
+
+    def weight(self, shape):
+        return Tensor(np.broadcast_to(np.float32(0), shape))
+
+    def constant(self, shape, value):
+        return Tensor(np.broadcast_to(np.float32(value), shape))
+
+
+def count(network):
+    return sum(p.data.size for p in network.parameters().values())
+
+
+@pytest.mark.parametrize("level, g, d", [(32, 42_078_852, 39_463_618), (64, 42_017_412, 39_448_258)])
+def test_the_networks_of_the_paper_have_the_released_codes_parameters(level, g, d):
+    arch = Architecture(size=128, channels=3, width=64, classes=1000, attention=level)
+    assert count(Generator(arch, Shapes(0))) == g and count(Discriminator(arch, Shapes(1))) == d
+
+
+def test_the_channels_follow_one_rule():
+    arch = Architecture(size=128, channels=3, width=64, classes=1000, attention=32)
+    assert [arch.generator_width(r) for r in (4, 8, 16, 32, 64, 128)] == [1024, 1024, 512, 256, 128, 64]
+    assert [arch.discriminator_width(r) for r in (64, 32, 16, 8, 4)] == [64, 128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_every_size_makes_images_and_scores_them(size, classes):
+    arch = Architecture(size=size, channels=3, width=1, classes=classes, attention=None, latent=5)
+    labels = np.array([2, 0]) if classes else None
+    with no_tape():
+        images = Generator(arch)(np.ones((2, 5), np.float32), labels).data
+        scores = Discriminator(arch)(images, labels).data
+    assert images.shape == (2, size, size, 3) and images.dtype == np.float32 and abs(images).max() < 1
+    assert scores.shape == (2,) and np.isfinite(scores).all()
+
+
+def test_evaluation_is_the_same_twice_and_training_moves_u_and_the_statistics():
+    G = Generator(Architecture(width=8, latent=4))
+    z, labels = np.ones((2, 4), np.float32), np.array([1, 1])
+    with no_tape():
+        before = {name: b.copy() for name, b in G.buffers().items()}
+        G(z, labels)
+        assert all((before[name] != b).any() for name, b in G.buffers().items() if b.size > 1)
+        G.eval()
+        assert np.array_equal(G(z, labels).data, G(z, labels).data)
+
+
+def test_the_gates_of_attention_start_closed():
+    arch = Architecture(width=8, latent=4)
+    assert float(Generator(arch).attention.gamma.data) == float(Discriminator(arch).attention.gamma.data) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"size": 48}, "image size must be one of 32, 64, 128, 256, not 48"),
+        ({"channels": 2}, "images have 1 or 3 channels, not 2"),
+        ({"attention": 32}, "attention at 32: at 32x32 it is at 8, 16 or none"),
+        ({"width": 4}, "attention at 16 needs 8 channels there; with width 4 it has 4: take a width of 8 or more"),
+        ({"attention_form": "other"}, "attention form must be official or paper"),
+        ({"spectral_norm": "G"}, "spectral norm must be both, discriminator or none"),
+    ],
+)
+def test_networks_that_can_not_be_are_refused(wrong, says):
+    with pytest.raises(UsageError, match=says):
+        Architecture(**wrong)
