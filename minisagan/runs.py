@@ -26,6 +26,7 @@ from minisagan.models import Generator
 from minisagan.train import Config, Training, generate
 
 LOG_EVERY = 10
+OPTIONS = (250, 500, 3)  # steps between pictures, steps between checkpoints, how many checkpoints stay
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
 OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png")  # and no other file is ever deleted
 
@@ -43,7 +44,7 @@ class Run:
 
     def __init__(self, folder, training, seconds=0.0, options=None):
         self.folder, self.training, self.seconds = Path(folder), training, seconds
-        self.sample_every, self.checkpoint_every, self.keep = options or (250, 500, 3)
+        self.sample_every, self.checkpoint_every, self.keep = options or OPTIONS
         self.started = time.monotonic() - seconds
         self.saved = None  # the step of the last checkpoint of this process
 

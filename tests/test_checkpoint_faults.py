@@ -15,26 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import check_equal, state
 
 from minisagan import checkpoint
 from minisagan.errors import DataError, Fault
-
-
-def state(value=0):
-    r = np.random.RandomState(value)
-    return {
-        "G.linear.w": r.randn(3, 5).astype(np.float32),
-        "D.count": np.array(7 + value, np.int64),
-        "D.mask": np.arange(3, dtype=np.uint8),
-    }
-
-
-def check_equal(tensors, wanted):
-    assert tensors.keys() == wanted.keys()
-    for name, x in wanted.items():
-        assert tensors[name].dtype == x.dtype and tensors[name].shape == x.shape
-        assert tensors[name].tobytes() == x.tobytes()
-
 
 # A save that fails or is killed
 

@@ -54,9 +54,11 @@ def setting(flag, **kwargs):
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
-@click.option("--sample-every", type=click.IntRange(0), default=250, help="Steps between pictures, 0 for none.")
-@click.option("--checkpoint-every", type=click.IntRange(0), default=500, help="Steps between checkpoints, 0 for none.")
-@click.option("--keep", type=click.IntRange(1), default=3, help="How many checkpoints stay.")
+@click.option("--sample-every", type=click.IntRange(0), default=runs.OPTIONS[0],
+              help="Steps between pictures, 0 for none.")
+@click.option("--checkpoint-every", type=click.IntRange(0), default=runs.OPTIONS[1],
+              help="Steps between checkpoints, 0 for none.")
+@click.option("--keep", type=click.IntRange(1), default=runs.OPTIONS[2], help="How many checkpoints stay.")
 @click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
