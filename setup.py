@@ -19,6 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["minisagan", "minisagan.*"]),
+    package_data={"": ["*.cu"]},
     install_requires=[
         "numpy>=2.0",  # its rules of type promotion
         "imageio>=2.31",
@@ -27,6 +28,9 @@ setup(
         "threadpoolctl>=3.1",
     ],
     extras_require={
+        # For GPUs, one or the other: [ctk] brings the compiler and cuBLAS. The two can't be installed together.
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.
         "test": ["pytest>=8", "safetensors>=0.4", "torch==2.13.0"],
     },
