@@ -50,8 +50,8 @@ class Kernels:
         kernels("gather", blocks, threads, x, w, y, H, W)
 
     In the .cu text `real` is the float type of the arrays. Python's ints arrive as int, floats as real, NumPy's scalars
-    as what they are, None as a null pointer; arrays have to be contiguous (ValueError), because a kernel sees an address
-    and no strides.
+    as what they are, None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an address and
+    no strides.
     """
 
     def __init__(self, python_file):
