@@ -1,4 +1,4 @@
-"""The metrics against numbers computed by hand or by others' programs, and against loops that spell their definition."""
+"""The metrics against numbers found by hand or by other programs, and against loops that spell their definitions."""
 
 import math
 import tracemalloc
