@@ -334,6 +334,8 @@ void check(uintptr_t p, size_t size, Kind kind, void* instruction) {
     };
     if (conflicts(word.write, word.write.atomic ? ATOMIC : WRITE)) return;
     if (kind != READ && (conflicts(word.reads[0], READ) || conflicts(word.reads[1], READ))) return;
+    if (shared && kind != WRITE && (word.write.launch != access.launch || word.write.block != access.block))
+      return fail("@%zx %s of shared memory that the block has not written", at, NAMES[kind]);
     if (kind == READ) {
       if (word.reads[0].thread / 32 != current / 32) word.reads[1] = word.reads[0];
       word.reads[0] = access;
