@@ -21,8 +21,13 @@ _stream = None
 
 
 def on_gpu(x):
-    """Whether the array x lies on the GPU."""
-    return not isinstance(x, (np.ndarray, np.generic))
+    """Whether x is an array on the GPU; a number is not."""
+    return not isinstance(x, (np.ndarray, np.generic, int))
+
+
+def to_host(x):
+    """The array x as one of NumPy's, copied if it lies on the GPU; np.asarray(x, like=y) takes it to where y lies."""
+    return x.get() if on_gpu(x) else x
 
 
 @functools.cache
