@@ -92,11 +92,13 @@ class Kernels:
 def _argument(kernel, value, real):
     if value is None:
         return np.uint64(0)
+    if isinstance(value, np.generic):  # asked first: np.float64 is one of Python's floats
+        return value
     if isinstance(value, int):
         return np.int32(value)
     if isinstance(value, float):
         return np.dtype(real).type(value)
-    if not isinstance(value, np.generic) and not value.flags.c_contiguous:
+    if not value.flags.c_contiguous:
         raise ValueError(f"kernel {kernel} was given an array of shape {value.shape} that is not contiguous")
     return value
 
