@@ -84,7 +84,8 @@ def _argument(kernel, value, real):
 def _module(file, real, tf32):
     real = {"float32": "float", "float64": "double"}[real]
     options = (f"-DREAL={real}", f"-DTF32={int(tf32 and real == 'float')}", "--std=c++17")
-    return cupy().RawModule(code=SHARED.read_text() + file.read_text(), options=options)
+    code = f'#line 1 "{SHARED.name}"\n{SHARED.read_text()}#line 1 "{file.name}"\n{file.read_text()}'
+    return cupy().RawModule(code=code, options=options)
 
 
 def blocks_for(count, threads=256):
