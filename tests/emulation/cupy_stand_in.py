@@ -408,7 +408,7 @@ FUNCTIONS = {
     *("concatenate", "stack", "where", "take", "take_along_axis", "repeat", "tile", "pad", "roll", "split"),
     *("sum", "mean", "var", "std", "prod", "max", "min", "amax", "amin", "argmax", "argmin", "any", "all"),
     *("clip", "cumsum", "round", "copy", "sort", "argsort", "einsum", "tensordot", "dot", "norm"),
-    *("asarray", "empty", "zeros", "ones", "full"),  # of NumPy, with like=
+    *("array", "asarray", "empty", "zeros", "ones", "full"),  # of NumPy, with like=
 }
 _PRODUCTS = {"einsum", "tensordot", "dot", "matmul"}
 
