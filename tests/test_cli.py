@@ -239,7 +239,7 @@ def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_quits_at_once(first, tmp_path):
-    slow = "runs.Training.advance = lambda self: time.sleep(600); "
+    slow = "runs.Training.advance = lambda *_: time.sleep(600); "
     with start("train", *SMALL, "--steps", 3, "--out", tmp_path / "x", extra=slow) as child:
         assert b"64 images" in child.stderr.readline()
         child.send_signal(first)
