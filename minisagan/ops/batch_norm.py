@@ -161,8 +161,7 @@ def _on_gpu(x, gain, bias, statistics, relu, eps):
         kernels("sums", blocks, threads, *affine, on, g, sum_g, sum_gx, *sizes)
         found = dgain, dbias, mean_g, mean_gx
         kernels("join_sums", *per_channel, sum_g, sum_gx, gd, *found, N, chunks, C, stride, N * P)
-        constant = statistics is not None
-        means = (None, None) if constant else (mean_g, mean_gx)
+        means = (None, None) if statistics else (mean_g, mean_gx)
         kernels("backward", blocks, threads, *affine, on, g, *means, dx, *sizes)
         return dx, dgain, dbias
 
