@@ -10,7 +10,8 @@ from minisagan.optim import EMA, TENSORS, Adam, flatten
 
 def parameters(shapes, dtype=np.float32, like=None):
     random = np.random.default_rng(0)
-    return {str(i): Tensor(np.asarray(random.standard_normal(s).astype(dtype), like=like)) for i, s in enumerate(shapes)}
+    arrays = [random.standard_normal(shape).astype(dtype) for shape in shapes]
+    return {str(i): Tensor(np.asarray(x, like=like)) for i, x in enumerate(arrays)}
 
 
 SHAPES = [(3, 3, 5, 7), (), (1,), (300, 4), (2, 1)]

@@ -15,6 +15,7 @@ import numpy as np
 
 from emulation import compiler
 
+__version__ = "0"
 GUARD = 512  # bytes before and after each array, which nobody may change
 SHARED_LIMIT = 64 << 10  # bytes of shared memory that a block can ask for: sm_75's, the least of the GPUs that we serve
 
