@@ -7,6 +7,7 @@ import pytest
 
 from minisagan import cuda, gradcheck, ops
 from minisagan.autograd import Tensor, grad
+from minisagan.ops.spectral import spectral_norms
 
 
 def batch_norm(x, gain, bias, relu=True, statistics=None):
@@ -26,6 +27,18 @@ def given(*tensors):
 
 def softmax(axis):
     return lambda x: ops.softmax(x, axis)
+
+
+def resting(axis):
+    def f(w):
+        u = 0 * w.data.reshape(-1, w.shape[-1])[0] if axis == -1 else 0 * w.data[:, 0]
+        return ops.spectral_norm(w, u + 0.4, False, axis)
+
+    return f
+
+
+def moving(w):
+    return ops.spectral_norm(w, w.data[0] / 9, True)
 
 
 LABELS = np.array([2, 0, 2, 1, 2, 4, 0])
@@ -57,6 +70,9 @@ CASES = {  # (the op, shapes of its inputs)
     "hinge of G": (ops.hinge_generator, (7,)),
     "embedding": (lambda table: ops.embedding(table, LABELS), (5, 6)),
     "embedding, one column": (lambda table: ops.embedding(table, LABELS), (7, 1)),
+    "spectral norm": (resting(-1), (3, 3, 2, 4)),
+    "spectral norm, one channel": (resting(-1), (7, 1)),
+    "spectral norm, first axis": (resting(0), (5, 3)),
 }
 
 LARGE = {  # several blocks, or several elements a thread
@@ -66,6 +82,7 @@ LARGE = {  # several blocks, or several elements a thread
     "hinge of D": (ops.hinge_discriminator, (614,)),
     "hinge of G": (ops.hinge_generator, (307,)),
     "embedding": (lambda table: ops.embedding(table, np.arange(99) % 4), (5, 130)),
+    "spectral norm": (moving, (500, 270)),
 }
 
 
@@ -195,3 +212,37 @@ def test_batch_statistics_far_from_zero(gpu, shape):
     exact = x.astype(np.float64).reshape(-1, shape[3])
     np.testing.assert_allclose(gpu.get(mean), exact.mean(0), rtol=2e-7)
     np.testing.assert_allclose(gpu.get(var), exact.var(0), rtol=1e-4)
+
+
+LAYERS = [((3, 3, 2, 4), -1), ((7, 300), -1), ((5, 300), 0), ((130, 70), -1), ((300, 1), -1), ((500, 270), -1)]
+
+
+def normalised(put, weights, states, axes, move):
+    """All that spectral_norms gives and changes: y, u, and the gradients by the weights; lists of arrays."""
+    tensors, states = [Tensor(put(w)) for w in weights], [put(u) for u in states]
+    ys = spectral_norms(tensors, states, move, axes)
+    gradients = [grad(y, [w], put(np.sin(w0)))[0] for w, y, w0 in zip(tensors, ys, weights, strict=True)]
+    return [*(y.data for y in ys), *states, *gradients]
+
+
+@pytest.mark.parametrize("move", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 2e-6), (np.float64, 1e-12)])
+@pytest.mark.parametrize("layers", [LAYERS, 70 * [((2, 3), -1)]], ids=["unlike", "70 alike"])
+def test_spectral_norm_of_all_layers_at_once(gpu, layers, dtype, tolerance, move):
+    shapes, axes = zip(*layers, strict=True)
+    weights = draw(shapes, dtype)
+    states = [u / np.linalg.norm(u) for u in draw([(shape[axis],) for shape, axis in layers], dtype)]
+    everywhere = [normalised(put, weights, states, axes, move) for put in (gpu.put, np.array)]
+    for found, expected in zip(*everywhere, strict=True):
+        close(gpu.get(found), expected, tolerance)
+
+
+def test_a_recorded_power_iteration_goes_on(gpu):
+    (w,) = draw([(20, 30)])
+    u = np.ones(30) / math.sqrt(30)
+    tensor, state = Tensor(gpu.put(w)), gpu.put(u)
+    graph = cuda.Graph(lambda: ops.spectral_norm(tensor, state, True))
+    for _ in range(5):
+        graph()
+        ops.spectral_norm(Tensor(w), u, True)
+    close(gpu.get(state), u, 1e-12)
