@@ -16,6 +16,7 @@ import numpy as np
 
 from emulation import compiler
 
+__version__ = "0"
 GUARD = 512  # bytes before and after each array, which nobody may change
 SHARED_LIMIT = 64 << 10  # bytes of shared memory that a block can ask for: sm_75's, the least of the GPUs that we serve
 
@@ -240,9 +241,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return _compute(ufunc, *inputs, out=out[0] if out else None, **kwargs)
 
     def __array_function__(self, function, kinds, args, kwargs):
-        if function.__name__ not in FUNCTIONS:
+        name = function.__name__
+        if name not in FUNCTIONS:
             return NotImplemented
-        return globals().get(function.__name__, _module_function(function.__name__))(*args, **kwargs)
+        own = globals().get(name)
+        return (own or _module_function(name, function))(*args, **kwargs)
 
     def __getitem__(self, index):
         index, own = _index(index)
@@ -411,14 +414,15 @@ FUNCTIONS = {
     *("reshape", "transpose", "swapaxes", "moveaxis", "squeeze", "expand_dims", "ravel", "broadcast_to", "flip"),
     *("concatenate", "stack", "where", "take", "take_along_axis", "repeat", "tile", "pad", "roll", "split"),
     *("sum", "mean", "var", "std", "prod", "max", "min", "amax", "amin", "argmax", "argmin", "any", "all"),
-    *("clip", "cumsum", "round", "copy", "sort", "argsort", "einsum", "tensordot", "dot"),
+    *("clip", "cumsum", "round", "copy", "sort", "argsort", "einsum", "tensordot", "dot", "norm"),
+    *("array", "asarray", "empty", "zeros", "ones", "full"),  # of NumPy, with like=
 }
 _UNRECORDABLE = {"einsum", "tensordot", "dot", "matmul", "sort", "argsort"}  # cuBLAS and Thrust, as CuPy calls them
 _OF_SHAPES = {"result_type", "shape", "ndim", "size"}  # whose results are no arrays
 
 
-def _module_function(name):
-    function = getattr(np, name)
+def _module_function(name, function=None):
+    function = function or getattr(np, name)
 
     def call(*args, **kwargs):
         if name in _UNRECORDABLE:
@@ -520,7 +524,9 @@ class RawKernel:
                 raise TypeError(f"{name} is not contiguous, and a kernel sees no strides")
             return np.array(value.data.ptr, np.uint64)
         if isinstance(value, np.ndarray):
-            raise TypeError(f"{name} lies in the host's memory")
+            if value.size != 1 or want != f"struct of {value.itemsize}":
+                raise TypeError(f"{name} lies in the host's memory")
+            return value.copy()  # by value: a struct that NumPy describes
         if not isinstance(value, (bool, int, float, np.generic)):
             raise TypeError(f"{name} is a {type(value).__name__}")
         cell = np.array(value)  # Python's own: bool, int64, float64
