@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minisagan import ops, rng
+from minisagan import cuda, ops, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
 from minisagan.ops.spectral import spectral_norms
@@ -26,7 +26,18 @@ class Module:
 
     def buffers(self):
         """All state that is no parameter (u, running mean and variance), name -> array."""
-        return dict(self._named(np.ndarray))
+        return dict(self._named(cuda.arrays()))
+
+    def to(self, like):
+        """Move all parameters and buffers to where the array `like` lies, on the CPU or the GPU; returns itself."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                value.data = np.asarray(value.data, like=like)
+            elif isinstance(value, Module):
+                value.to(like)
+            elif isinstance(value, cuda.arrays()):
+                setattr(self, name, np.asarray(value, like=like))
+        return self
 
     def train(self, training=True):
         """Set the mode of this module and all inside it; returns itself."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import __version__, checkpoint, data, device, pictures, rng
+from minisagan import __version__, checkpoint, cuda, data, device, pictures, rng
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 from minisagan.lockfile import locked
 from minisagan.models import Generator
@@ -39,7 +39,8 @@ class Run:
                 ...
             run.finish()
 
-    `options` are (sample_every, checkpoint_every, keep): steps, 0 for never, and how many checkpoints stay.
+    `options` are (sample_every, checkpoint_every, keep): steps, 0 for never, and how many checkpoints stay. `where`
+    (gpu, graph) is Training's: a run may go on where it did not begin.
     """
 
     def __init__(self, folder, training, seconds=0.0, options=None):
@@ -50,12 +51,12 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, folder, config, dataset, options=None, force=False):
+    def create(cls, folder, config, dataset, options=None, force=False, **where):
         """A new run in an empty or new folder; with `force`, what an older run left there is deleted first.
 
         Writes config.json and a first checkpoint, so that a disk that refuses does so before step 1.
         """
-        folder, training = Path(folder), Training(config, dataset)  # what can't be trained leaves no folder
+        folder, training = Path(folder), Training(config, dataset, **where)  # what can't be trained leaves no folder
         new = not folder.exists()
         try:
             if not (new or force) and any(path.name != "lock" for path in folder.iterdir()):
@@ -85,7 +86,7 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def resume(cls, path, steps=None, data_dir=None, options=None):
+    def resume(cls, path, steps=None, data_dir=None, options=None, **where):
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
         What the run wrote after that checkpoint is deleted: it will be written anew.
@@ -106,7 +107,7 @@ class Run:
             if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
                 changed = _difference(then, now)
                 raise DataError(f"{config.dataset}: not the data that {folder} was trained on: {changed}")
-            training = Training(config if steps is None else replace(config, steps=steps), dataset)
+            training = Training(config if steps is None else replace(config, steps=steps), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
             run = cls(folder, training, float(about["seconds"]), options)
@@ -123,12 +124,18 @@ class Run:
             yield run
 
     def advance(self):
-        """One training step with all that is due after it; returns its record, or None when all steps are done."""
-        training = self.training
+        """One training step with all that is due after it; returns its record, or None when all steps are done.
+
+        On a GPU it is all steps until something is due: they follow one another without a wait for Python.
+        """
+        training, count = self.training, 1
         if training.step >= training.config.steps:
             return None
+        if cuda.on_gpu(training.losses) and training.step:
+            every = (n for n in (LOG_EVERY, self.sample_every, self.checkpoint_every) if n)
+            count = min(training.config.steps - training.step, *(n - training.step % n for n in every))
         try:
-            record = training.advance()
+            record = training.advance(count)
         except Diverged as error:
             newest = checkpoint.newest(self.folder / "checkpoints")
             raise Diverged(f"{error}. The last good checkpoint is {newest}") from None
@@ -249,7 +256,7 @@ def read_log(folder):
 
 
 def versions():
-    """What computed a run: package, Python, NumPy, BLAS, threads, machine."""
+    """What computed a run: package, Python, NumPy, BLAS, threads, machine, GPU."""
     return {
         "minisagan": __version__,
         "python": platform.python_version(),
@@ -257,7 +264,7 @@ def versions():
         "blas": device.blas(),
         "threads": device.threads(),
         "machine": f"{platform.system()} {platform.machine()}",
-    }
+    } | ({"gpu": cuda.describe()} if cuda.in_use() else {})
 
 
 def about_data(dataset):

@@ -12,9 +12,9 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "kinks", "device", "cuda", "autograd", "rng", "ops.*", "ops"),
+    *("errors", "kinks", "cuda", "device", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench"),
+    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench", "parity"),
     *("commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import data, pictures, rng, runs
+from minisagan import cuda, data, pictures, rng, runs
+from minisagan.commands import hardware
 from minisagan.data.download import progress
 from minisagan.errors import Fault, UsageError
 from minisagan.train import generate
@@ -29,12 +30,16 @@ BATCH = 16
 @click.option("-o", "--output", metavar="FILE", default="samples.png",
               help="NAME.png: a grid, a row for each class. NAME.npz: arrays images and labels. "
               "NAME or NAME/: a new folder, a PNG for each image.")
-def command(run, count, classes, seed, output):
+@hardware.device_option()
+def command(run, count, classes, seed, output, where):
     """Draw images with the generator of RUN, a run's folder (its newest checkpoint) or a checkpoint file."""
     write = _writer(output)
     generator, config, about, file = runs.load_generator(run)
     chosen = _choose(classes, about["classes"], config.architecture.classes)
-    images, labels = draw(generator, count, chosen, seed, about["image_size"])
+    if hardware.choose(where) != "cpu":
+        generator.to(cuda.cupy().empty(0))
+    with hardware.memory(BATCH):
+        images, labels = draw(generator, count, chosen, seed, about["image_size"])
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
 

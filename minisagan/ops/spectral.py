@@ -13,8 +13,14 @@ u and v count as constants in the backward pass, so dsigma/dW = u v^T and
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cuda, device
 from minisagan.autograd import Tensor
+
+kernels = cuda.Kernels(__file__)
+LAYERS = 64  # that one launch takes
+_POINTERS, _INTS = ("w", "u"), ("K", "O", "first", "rows", "tile", "group", "y", "v", "o", "share")
+_LAYER = np.dtype([(name, np.uint64) for name in _POINTERS] + [(name, np.int32) for name in _INTS])
+_TABLE = np.dtype([("layer", _LAYER, LAYERS), ("count", np.int64)])  # the struct Layers of spectral.cu
 
 
 def spectral_norm(w, u, move, axis=-1):
@@ -31,6 +37,10 @@ def spectral_norms(weights, states, move, axes):
 
     The matrices are small and many: one by one they would leave all cores but one idle.
     """
+    if cuda.on_gpu(weights[0].data):
+        layers = list(zip(weights, states, axes, strict=True))
+        groups = [layers[i : i + LAYERS] for i in range(0, len(layers), LAYERS)]
+        return [tensor for group in groups for tensor in _norms_on_gpu(group, move)]
     matrices = [_matrix(w, axis) for w, axis in zip(weights, axes, strict=True)]
     results = [None] * len(weights)
 
@@ -68,3 +78,55 @@ def _unit(x):
     """l2(x) = x / |x|, and |x|."""
     norm = np.sqrt(x @ x)
     return x / max(norm, x.dtype.type(1e-12)), norm
+
+
+def _norms_on_gpu(layers, move):
+    """spectral_norms of up to LAYERS layers (w, u, axis) on the GPU: three launches, two if u rests."""
+    cp, (weights, states, axes) = cuda.cupy(), zip(*layers, strict=True)
+    arrays = [cp.ascontiguousarray(w.data) for w in weights]
+    sizes, O = np.array([a.size for a in arrays]), np.array([u.size for u in states])
+    K = sizes // O
+    rows = np.clip((1 << 15) // O, 1, 256)  # of W^T, in a tile
+    tiles = -(-K // rows)
+    padded = -(-sizes // 64) * 64  # each y begins where a vector load may
+    counts = {"tile": tiles, "group": -(-O // 32), "y": padded, "v": K, "o": O, "share": tiles * O}
+    starts = {name: np.cumsum(count) - count for name, count in counts.items()}
+    total = {name: int(count.sum()) for name, count in counts.items()}
+
+    table = np.zeros((), _TABLE)
+    table["count"] = len(layers)
+    pointers = {"w": [a.data.ptr for a in arrays], "u": [u.data.ptr for u in states]}
+    first = [axis != -1 for axis in axes]
+    for name, values in (pointers | {"K": K, "O": O, "first": first, "rows": rows} | starts).items():
+        table["layer"][name][: len(layers)] = values
+
+    names = "tile", "share", "o", "o", "y", "v"
+    squares, shares, Wv, us, y, v = (cp.empty(total[name], weights[0].dtype) for name in names)
+    sigmas = cp.empty(len(layers), y.dtype)
+    kernels("iterate", total["tile"], 256, table, v, squares, shares, move)
+    if move:
+        kernels("join", total["group"], (32, 8), table, shares, Wv)
+    kernels("divide", total["tile"], 256, table, v, squares, Wv, y, us, sigmas, move)
+
+    def own(x, name, i, size):
+        return x[starts[name][i] :][:size]
+
+    return [
+        _divided_on_gpu(
+            w, own(y, "y", i, sizes[i]).reshape(w.shape), own(us, "o", i, O[i]), own(v, "v", i, K[i]), sigmas[i:], axis
+        )
+        for i, (w, axis) in enumerate(zip(weights, axes, strict=True))
+    ]
+
+
+def _divided_on_gpu(w, y, u, v, sigma, axis):
+    """As _divided."""
+
+    def vjp(g, needs):
+        cp, blocks = cuda.cupy(), min(1024, cuda.blocks_for(y.size, 2048))
+        g, sums, dw, each = cp.ascontiguousarray(g), cp.empty(blocks, y.dtype), cp.empty_like(y), -(-y.size // blocks)
+        kernels("dot", blocks, 256, g, y, sums, y.size, each)
+        kernels("backward", blocks, 256, g, sums, u, v, sigma, dw, v.size, u.size, axis != -1, blocks, each)
+        return (dw,)
+
+    return Tensor(y, (w,), vjp)

@@ -1,0 +1,96 @@
+"""Training on the GPU: Adam, the average of weights, batches; whole steps, eager and as graphs, against the CPU's."""
+
+import numpy as np
+import pytest
+
+from minisagan import cuda, data
+from minisagan.autograd import Tensor
+from minisagan.optim import EMA, TENSORS, Adam, flatten
+
+
+def parameters(shapes, dtype=np.float32, like=None):
+    random = np.random.default_rng(0)
+    arrays = [random.standard_normal(shape).astype(dtype) for shape in shapes]
+    return {str(i): Tensor(np.asarray(x, like=like)) for i, x in enumerate(arrays)}
+
+
+SHAPES = [(3, 3, 5, 7), (), (1,), (300, 4), (2, 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("beta1", [0.0, 0.5])
+def test_adam_is_the_cpus(gpu, dtype, beta1):
+    like, random = gpu.put(np.zeros(0)), np.random.default_rng(1)
+    ours = Adam(parameters(SHAPES, dtype, like), 1e-3, beta1, 0.9)
+    theirs = Adam(parameters(SHAPES, dtype), 1e-3, beta1, 0.9)
+    for scale in (1, 1e-6, 1e-9, 0, 30):  # below eps, too
+        gradients = [(scale * random.standard_normal(shape)).astype(dtype) for shape in SHAPES]
+        ours.step([gpu.put(g) for g in gradients])
+        theirs.step(gradients)
+    assert int(ours.t) == 5
+    np.testing.assert_array_equal(gpu.get(ours.g), theirs.g)
+    for name in ("m", "v", "weights"):
+        mine, wanted = gpu.get(getattr(ours, name)), getattr(theirs, name)
+        np.testing.assert_allclose(mine, wanted, 1e-5 if dtype == np.float32 else 1e-13, atol=0, strict=True)
+    moved = ours.parameters[0].data
+    np.testing.assert_array_equal(gpu.get(moved), gpu.get(ours.weights)[: moved.size].reshape(moved.shape))
+
+
+def test_adam_takes_gradients_of_any_layout_and_number(gpu):
+    shapes = [(2, 3)] * (2 * TENSORS + 3)
+    adam = Adam(parameters(shapes, like=gpu.put(np.zeros(0))), 1e-3)
+    gradients = [np.random.default_rng(i).standard_normal((3, 2)).astype(np.float32).T for i in range(len(shapes))]
+    there = [gpu.put(np.ascontiguousarray(g.T)).T for g in gradients]
+    assert not there[0].flags.c_contiguous
+    adam.step(there)
+    np.testing.assert_array_equal(gpu.get(adam.g), np.concatenate([g.ravel() for g in gradients]))
+
+
+def test_the_average_of_weights_is_the_cpus(gpu):
+    ours, theirs = (flatten(parameters(SHAPES, like=like)) for like in (gpu.put(np.zeros(0)), None))
+    ema, wanted = EMA(ours, ours * 0, 0.3), EMA(theirs, theirs * 0, 0.3)
+    for k in range(6):  # the warm-up of the decay ends at the third
+        ours *= 1 + k
+        theirs *= 1 + k
+        ema.step()
+        wanted.step()
+        np.testing.assert_allclose(gpu.get(ema.average), wanted.average, 1e-6, strict=True)
+    assert int(ema.t) == int(wanted.t) == 6
+
+
+def test_optimisers_count_on_in_a_graph(gpu):
+    g = np.random.default_rng(2).standard_normal(1000).astype(np.float32)
+    (p,), (q,) = parameters([1000], like=gpu.put(g)).values(), parameters([1000]).values()
+    ours, theirs = Adam({"p": p}, 1e-2, 0.5), Adam({"q": q}, 1e-2, 0.5)
+    ema, wanted = EMA(ours.weights, ours.weights * 0), EMA(theirs.weights, theirs.weights * 0)
+    gradient = gpu.put(g)
+
+    def step():
+        ours.step([gradient * 2])
+        ema.step()
+
+    graph = cuda.Graph(step)
+    for k in range(5):
+        gradient[...] = gpu.put(g * k)
+        graph()
+        theirs.step([g * k * 2])
+        wanted.step()
+    np.testing.assert_allclose(gpu.get(ours.weights), theirs.weights, 1e-5)
+    np.testing.assert_allclose(gpu.get(ema.average), wanted.average, 1e-5)
+    assert int(ours.t) == int(ema.t) == 5
+
+
+@pytest.mark.parametrize("size, channels", [(28, 1), (32, 3), (27, 3)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_are_the_cpus(gpu, size, channels, flip):
+    random = np.random.default_rng(3)
+    images, labels = random.integers(0, 256, (7, size, size, channels), np.uint8), random.integers(0, 5, 7)
+    indices, flips = np.array([6, 0, 0, 3]), np.array([True, False, True, True]) if flip else None
+    x, y = data.batch(
+        data.Dataset("noise", gpu.put(images), gpu.put(labels), tuple("01234"), {}),
+        gpu.put(indices),
+        gpu.put(flips) if flip else None,
+    )
+    wanted_x, wanted_y = data.batch(data.Dataset("noise", images, labels, tuple("01234"), {}), indices, flips)
+    np.testing.assert_array_equal(gpu.get(x), wanted_x, strict=True)
+    np.testing.assert_array_equal(gpu.get(y), wanted_y, strict=True)
