@@ -171,10 +171,10 @@ def _on_gpu(x, gain, bias, statistics, relu, eps):
 def _cuts(images, positions, C):
     """How a kernel's work is cut: blocks (of channels, of positions, images), their threads, positions in a block.
 
-    A thread has eight positions or more, and there are no more blocks than a large GPU works on at once.
+    A thread has eight positions or more, as far as that leaves 2048 blocks: a large GPU works on some 700 at once.
     """
     across = min(32, 1 << (C - 1).bit_length())
     tiles, down = -(-C // across), 256 // across
-    chunks = max(1, min(-(-positions // (8 * down)), 1024 // (tiles * images)))
+    chunks = max(1, min(-(-positions // (8 * down)), 2048 // (tiles * images)))
     step = -(-positions // chunks)
     return (tiles, -(-positions // step), images), (across, down), step
