@@ -14,7 +14,7 @@ import minisagan
 ORDER = [
     *("errors", "kinks", "cuda", "device", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench", "parity"),
+    *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "train", "evaluation", "runs", "bench", "parity"),
     *("commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 
