@@ -14,8 +14,8 @@ import minisagan
 ORDER = [
     *("errors", "kinks", "device", "cuda", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench"),
-    *("commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
+    *("checkpoint", "lockfile", "pictures", "attention_maps", "train", "runs", "bench"),
+    *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 
 # Which modules may import what is not Python's own.

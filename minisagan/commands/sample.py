@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from minisagan import data, pictures, rng, runs
+from minisagan.commands import choices
 from minisagan.data.download import progress
 from minisagan.errors import Fault, UsageError
 from minisagan.train import generate
@@ -33,7 +34,7 @@ def command(run, count, classes, seed, output):
     """Draw images with the generator of RUN, a run's folder (its newest checkpoint) or a checkpoint file."""
     write = _writer(output)
     generator, config, about, file = runs.load_generator(run)
-    chosen = _choose(classes, about["classes"], config.architecture.classes)
+    chosen = choices.classes(classes, about["classes"], config.architecture.classes)
     images, labels = draw(generator, count, chosen, seed, about["image_size"])
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
@@ -50,27 +51,6 @@ def draw(generator, count, classes, seed, size):
         images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
         progress("drawing", min(i + BATCH, count), count)
     return images[:count], None if labels is None else labels[:count]
-
-
-def _choose(text, names, known):
-    """The numbers of the classes in `text`, or None for a generator without classes (`known` = 0)."""
-    if not known:
-        if text:
-            raise UsageError("--classes: this generator was trained without classes")
-        return None
-    if text in (None, "all"):
-        return list(range(known))
-    chosen = []
-    for name in text.split(","):
-        name = name.strip()
-        if name in names:
-            chosen.append(names.index(name))
-        elif name.isdecimal() and int(name) < known:
-            chosen.append(int(name))
-        else:
-            shown = ", ".join(names[:20]) + (", ..." if known > 20 else "")
-            raise UsageError(f"--classes: there is no class {name!r}; there are {shown}, or 0 to {known - 1}")
-    return list(dict.fromkeys(chosen))
 
 
 def _writer(output):
