@@ -134,9 +134,9 @@ def causal_test(network, image_size, *inputs):
     Generator: grey_levels, mean |difference| of the images, which have 0 to 255; changed_pixels, the share that
     differs by VISIBLE or more. Discriminator: score, mean |difference|, beside score_deviation, the scores' own.
     """
-    whole, _ = look(network, *inputs)
+    whole = np.concatenate([output for output, _ in looks(network, *inputs)])
     with without(network):
-        bare, _ = look(network, *inputs)
+        bare = np.concatenate([output for output, _ in looks(network, *inputs)])
     if whole.ndim == 1:
         return {"score": float(np.abs(bare - whole).mean()), "score_deviation": float(whole.std())}
     delta = np.abs(data.to_uint8(bare, image_size).astype(int) - data.to_uint8(whole, image_size))  # (N, H, W, C)

@@ -23,7 +23,7 @@ HEAT = np.array([list(bytes.fromhex(colour)) for colour in VIRIDIS], float)  # (
 GREYS = ((np.arange(256) + 8) // 17 * 17).astype(np.uint8)  # the nearest of 16 levels from 0 to 255
 GAP, GAP_GREY = 2, 128  # pixels between the images of a grid, and their value
 LINE, SMALL = 18, 12  # pixels: a line of text above or below an image, and its letters
-FRAMES, COLOURS = 40, 64  # the most that a film gets
+FRAMES, COLOURS = 40, 64  # of a film: the most that it gets, if not asked for more
 INK, AXIS, RULE = "#333333", "#999999", "#E8E8E8"
 DENSE = 200  # points: a series of as many is drawn pale, with its running mean over it
 _font = lru_cache(ImageFont.load_default)  # by size in pixels
@@ -76,14 +76,14 @@ def read_png(path):
         raise DataError(f"{path}: not a picture that can be read: {error}") from error
 
 
-def write_gif(path, frames, milliseconds, last=None, captions=None):
+def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES):
     """Writes frames uint8 (H, W, C), all of one shape, as a film that never ends; Fault as in `write_png`.
 
-    Of more than 40 frames 40 are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
+    Of more than `most` frames so many are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
     tens), the last one for `last`; equal neighbours become one. `captions`, one text for each frame, are
     written below. To keep the file small there are 16 greys, or 64 colours chosen for the whole film.
     """
-    kept = np.linspace(0, len(frames) - 1, min(len(frames), FRAMES)).astype(int)
+    kept = np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)
     film = _few_colours(_checked(np.stack([frames[k] for k in kept]), 4))  # (N, H, W, C)
     if captions is not None:
         film = _captioned(film, [captions[k] for k in kept])

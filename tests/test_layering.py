@@ -14,7 +14,7 @@ import minisagan
 ORDER = [
     *("errors", "kinks", "device", "cuda", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "attention_maps", "train", "runs", "bench"),
+    *("checkpoint", "lockfile", "pictures", "attention_maps", "interpolation", "train", "runs", "bench"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 

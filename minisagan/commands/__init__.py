@@ -18,6 +18,7 @@ from minisagan.errors import Fault
 COMMANDS = {
     "train": "Train a GAN on a data set, or go on with a run.",
     "sample": "Draw images with a trained generator.",
+    "interpolate": "Morph between latents or classes, as a film or a strip.",
     "attention": "Show what self-attention looks at, and what is lost without it.",
     "inspect": "Show what is in a run or a checkpoint, and whether it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",

@@ -9,6 +9,7 @@ import numpy as np
 from minisagan import attention_maps, data, pictures, rng, runs
 from minisagan.commands import choices
 from minisagan.errors import UsageError
+from minisagan.train import latents
 
 MEASURED = 256  # images that the measures and the causal test are taken over
 
@@ -80,8 +81,7 @@ def _checkpoints(run):
 
 def _noise(generator, count, classes, seed):
     """The latents and labels of minisagan sample's first images."""
-    z = rng.normal((count, generator.arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
-    return z, None if classes is None else np.resize(np.array(classes, np.int64), count)
+    return latents(generator, count, seed), None if classes is None else np.resize(np.array(classes, np.int64), count)
 
 
 def _real(config, data_dir, count, classes, seed):
