@@ -19,7 +19,7 @@ import numpy as np
 from minisagan import data, pictures
 from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import UsageError
-from minisagan.models import Generator
+from minisagan.models import Generator, attended
 
 BATCH = 16
 CELL = 112  # the least width of an image in the figure, in pixels
@@ -35,32 +35,16 @@ def check(network, name):
 
 
 def looks(network, *inputs):
-    """For a few of the inputs (N, ...) at a time: (the network's outputs, what its attention was given), as arrays."""
+    """For a few of the inputs (N, ...) at a time: (the network's outputs, its attention's x and y), as arrays."""
     for i in range(0, len(inputs[0]), BATCH):
-        with no_tape(), _watched(network) as given:
+        with no_tape(), attended(network) as seen:
             output = network(*(None if x is None else x[i : i + BATCH] for x in inputs))
-        yield output.data, given[0].data
+        yield output.data, *seen[0]
 
 
 def look(network, *inputs):
-    """The same for all inputs: (outputs (N, ...), what the attention was given (N, H, W, C))."""
+    """The same for all inputs: outputs (N, ...), x and y (N, H, W, C)."""
     return tuple(np.concatenate(parts) for parts in zip(*looks(network, *inputs), strict=True))
-
-
-@contextmanager
-def _watched(network):
-    """Inside, a list of what the network's attention is given."""
-    layer, given = network.attention, []
-
-    def attention(x):
-        given.append(x)
-        return layer(x)
-
-    network.attention = attention
-    try:
-        yield given
-    finally:
-        network.attention = layer
 
 
 @contextmanager
@@ -106,10 +90,8 @@ def measure(network, *inputs):
     total = np.zeros(2)  # entropy, distance
     squares = np.zeros(2)  # of gamma o, of x
     far = None
-    for _, x in looks(network, *inputs):
-        with no_tape():
-            gated = layer.gamma.data * layer.o(Tensor(x)).data
-        squares += [np.vdot(gated, gated), np.vdot(x, x)]
+    for _, x, y in looks(network, *inputs):
+        squares += [np.vdot(y - x, y - x), np.vdot(x, x)]
         for weights in beta(layer, x):
             far = distances(*weights.shape, size) if far is None else far
             total += [entropy(weights).mean(), (weights * far).sum(0).mean()]
@@ -134,9 +116,9 @@ def causal_test(network, image_size, *inputs):
     Generator: grey_levels, mean |difference| of the images, which have 0 to 255; changed_pixels, the share that
     differs by VISIBLE or more. Discriminator: score, mean |difference|, beside score_deviation, the scores' own.
     """
-    whole = np.concatenate([output for output, _ in looks(network, *inputs)])
+    whole = np.concatenate([output for output, *_ in looks(network, *inputs)])
     with without(network):
-        bare = np.concatenate([output for output, _ in looks(network, *inputs)])
+        bare = np.concatenate([output for output, *_ in looks(network, *inputs)])
     if whole.ndim == 1:
         return {"score": float(np.abs(bare - whole).mean()), "score_deviation": float(whole.std())}
     delta = np.abs(data.to_uint8(bare, image_size).astype(int) - data.to_uint8(whole, image_size))  # (N, H, W, C)
@@ -185,7 +167,7 @@ def figure(network, inputs, points, image_size, names=None):
     in pixels of the images, the middle `image_size` of the network's; None: POINTS in each image's ink.
     """
     size = network.arch.size
-    outputs, x = look(network, *inputs)
+    outputs, x, _ = look(network, *inputs)
     images = data.to_uint8(outputs if isinstance(network, Generator) else inputs[0], size)
     if points is None:
         points = np.stack([ink_points(image, POINTS) for image in data.crop(images, image_size)])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import command_line
 import numpy as np
@@ -11,10 +12,11 @@ from command_line import SMALL, minisagan, refused
 from PIL import Image
 
 from minisagan import attention_maps as maps
-from minisagan import data, nn, pictures, rng, runs
+from minisagan import data, nn, ops, pictures, rng, runs
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import attention as commands
 from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.train import Config, Training
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 
@@ -106,6 +108,33 @@ def test_the_measures_of_a_network_are_means_over_images_and_queries():
     assert found == pytest.approx(wanted, rel=1e-4)
     assert 1 < found["entropy_bits"] < 5.9 and found["ratio"] > 0.01
     assert "attention.gamma" in G.parameters()  # who looked on is gone
+
+
+def test_what_training_logs_of_attention_and_spectral_norm():
+    dataset = data.Dataset("noise", random(8, 32, 32, 1).astype(np.uint8), np.arange(8), tuple("01234567"), {})
+    config = Config(batch_size=8, architecture=Architecture(width=8, latent=12, classes=8))
+    training = Training(config, dataset)
+    training.advance()
+    training.G.attention.gamma.data[...], training.D.attention.gamma.data[...] = 0.3, -0.2
+    state = {name: x.copy() for name, x in training.state().items()}
+    found = training.measures()
+    assert all(np.array_equal(x, state[name]) for name, x in training.state().items())  # nothing has moved
+    z, labels = rng.normal((8, 12), 0, rng.Stream.Z_G, 1), rng.labels(8, 8, 0, rng.Stream.LABELS_G, 1)
+    G, D = training.G.eval(), training.D.eval()
+    images, x, y = maps.look(G, z, labels)
+    assert found["ratio_g"] == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-4)
+    assert found["ratio_d"] == pytest.approx(maps.measure(D, images, labels)["ratio"], rel=1e-3)
+    assert found["ratio_g"] > 1e-3 and found["gamma_g"] == np.float32(0.3) and found["gamma_d"] == np.float32(-0.2)
+    for name, net in (("g", G), ("d", D)):
+        layers = list(net.modules(nn.Layer))
+        sigmas = [np.linalg.norm(layer.u @ ops.spectral._matrix(layer.w, layer.output_axis)) for layer in layers]
+        wanted = min(sigmas), np.median(sigmas), max(sigmas)
+        assert [found[f"sigma_{name}_{k}"] for k in ("min", "median", "max")] == pytest.approx(wanted, rel=1e-5)
+        assert wanted[0] < wanted[1] < wanted[2]
+    bare = replace(config, architecture=replace(config.architecture, attention=None, spectral_norm="discriminator"))
+    training = Training(bare, dataset)
+    training.advance()
+    assert set(training.measures()) == {"grad_g", "grad_d", "sigma_d_min", "sigma_d_median", "sigma_d_max"}
 
 
 # gamma = 0

@@ -20,7 +20,7 @@ COMMANDS = {
     "sample": "Draw images with a trained generator.",
     "interpolate": "Morph between latents or classes, as a film or a strip.",
     "attention": "Show what self-attention looks at, and what is lost without it.",
-    "inspect": "Show what is in a run or a checkpoint, and whether it is intact.",
+    "inspect": "Show what a run or a checkpoint holds, and if it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",
     "bench": "Time whole training steps, and each op in them.",
     "doctor": "Show what is installed and found here, and test it.",
