@@ -55,6 +55,7 @@ class _Team:
         finally:
             for _ in range(helpers):
                 self.done.acquire()
+            self.work = None  # it may hold what should die
         if self.error:
             raise self.error
 
@@ -87,11 +88,8 @@ def blas():
 
 
 def parallel(body, count):
-    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another.
-
-    Fewer than four are not worth waking a thread for.
-    """
-    helpers = min(len(_team.starts), count - 1) if count >= 4 else 0
+    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another."""
+    helpers = min(len(_team.starts), count - 1)
     todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
 
     def work():
@@ -104,8 +102,10 @@ def parallel(body, count):
 def chunks(count, bytes_each, at_least=1):
     """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size.
 
-    There are `at_least` so many of them, if there are as many items.
+    There are `at_least` so many of them, if there are as many items; and up to four as soon as each has a quarter of
+    that size, which is what makes waking a thread worth it.
     """
+    at_least = max(at_least, min(4, count * bytes_each * 4 // CHUNK_BYTES), 1)
     step = max(1, min(-(-count // at_least), CHUNK_BYTES // max(1, bytes_each)))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -141,7 +141,7 @@ def scratch(dtype, *sizes):
 def elementwise(op, *arrays):
     """op(*arrays), new, with NumPy's broadcasting and dtypes; large arrays of one shape are shared by all threads."""
     x = arrays[0]
-    if x.nbytes < CHUNK_BYTES or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
+    if x.nbytes < CHUNK_BYTES // 4 or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
         y = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), np.result_type(*arrays))
         op(*arrays, out=y)
         return y

@@ -37,7 +37,7 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
         y = _affine(xd, scale, shift, False) * on
 
     def vjp(g, needs):
-        gated, dbias, dgain = _gated_sums(g, (y > 0 if on is None else on) if relu else None, xd, mean)
+        gated, dbias, dgain = _gated_sums(g, (y if on is None else on) if relu else None, xd, mean)
         dgain *= rstd
         if statistics:
             dx = gated * scale[:, None, None]
@@ -97,7 +97,7 @@ def _affine(x, scale, shift, relu, plus=None):
 
 
 def _gated_sums(g, gate, x, mean):
-    """g where the gate is open; and, for each image and channel, the sums of that and of that times (x - mean)."""
+    """g where gate > 0; and, for each image and channel, the sums of that and of that times (x - mean)."""
     N, H, W, C = x.shape
     gated = g if gate is None else np.empty((N, H, W, C), g.dtype)
     sums, products = np.empty((2, N, C), x.dtype)
@@ -107,7 +107,7 @@ def _gated_sums(g, gate, x, mean):
     def body(i):
         n = cuts[i]
         if gate is not None:
-            np.multiply(g[n], gate[n], out=gated[n])
+            np.multiply(g[n], gate[n] > 0, out=gated[n])
         rows = gated[n].reshape(fold)
         sums[n] = _columns(np.ones(H, x.dtype) @ rows, C)
         products[n] = _columns(np.einsum("nhc,nhc->nc", rows, x[n].reshape(fold) - mean), C)
