@@ -14,7 +14,8 @@ import minisagan
 ORDER = [
     *("errors", "kinks", "device", "cuda", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "attention_maps", "interpolation", "train", "runs", "bench"),
+    *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),
+    *("train", "evaluation", "runs", "bench"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 

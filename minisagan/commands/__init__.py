@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train a GAN on a data set, or go on with a run.",
     "sample": "Draw images with a trained generator.",
     "interpolate": "Morph between latents or classes, as a film or a strip.",
+    "evaluate": "Measure images: distances, precision, recall, class asked for.",
     "attention": "Show what self-attention looks at, and what is lost without it.",
     "inspect": "Show what a run or a checkpoint holds, and if it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",
