@@ -27,7 +27,7 @@ from minisagan import __version__, checkpoint, cuda, data, device, pictures, rng
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 from minisagan.evaluation import Judge
 from minisagan.lockfile import locked
-from minisagan.models import Generator
+from minisagan.models import Discriminator, Generator
 from minisagan.train import Config, Training, generate
 
 LOG_EVERY = 10
@@ -269,14 +269,23 @@ def read_config(about, file):
 
 def load_generator(path):
     """The averaged generator of a run or checkpoint, ready to sample from: (generator, config, its data, file)."""
+    return _load(path, Generator, "average")
+
+
+def load_discriminator(path):
+    """The discriminator of a run or checkpoint, in evaluation mode: (discriminator, config, its data, file)."""
+    return _load(path, Discriminator, "D")
+
+
+def _load(path, kind, prefix):
     file = find(path)
     tensors, about = checkpoint.load(file)
     config = read_config(about, file)
-    generator = Generator(config.architecture)
-    wanted = {f"average.{name}": p.data for name, p in generator.parameters().items()}
-    wanted |= {f"average.{name}": buffer for name, buffer in generator.buffers().items()}
-    checkpoint.match({name: x for name, x in tensors.items() if name.startswith("average.")}, wanted)
-    return generator.eval(), config, json.loads(about["data"]), file
+    network = kind(config.architecture)
+    wanted = {f"{prefix}.{name}": p.data for name, p in network.parameters().items()}
+    wanted |= {f"{prefix}.{name}": buffer for name, buffer in network.buffers().items()}
+    checkpoint.match({name: x for name, x in tensors.items() if name.startswith(f"{prefix}.")}, wanted)
+    return network.eval(), config, json.loads(about["data"]), file
 
 
 def load_data(config, then, run, data_dir=None):
