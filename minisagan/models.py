@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from minisagan import ops
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
-from minisagan.nn import BatchNorm, Conv, DownBlock, Embedding, Init, Linear, Module, SelfAttention, UpBlock
+from minisagan.nn import (
+    BatchNorm,
+    Conv,
+    DownBlock,
+    Embedding,
+    Init,
+    Layer,
+    Linear,
+    Module,
+    SelfAttention,
+    UpBlock,
+    normalise,
+)
 
 SIZES = (32, 64, 128, 256)
 
@@ -91,8 +103,10 @@ class Generator(Module):
                 self.attention = SelfAttention(init, outputs, arch.attention_form, spectral)
         self.norm = BatchNorm(init, arch.width, classes=0, momentum=arch.momentum)  # this one does not know the class
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
+        self.layers = list(self.modules(Layer))
 
     def __call__(self, z, labels=None):
+        normalise(self.layers)
         x = self.input(z if isinstance(z, Tensor) else Tensor(z))
         x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
         for r in self.levels:
@@ -124,8 +138,10 @@ class Discriminator(Module):
         self.output = Linear(init, inputs, 1, spectral)
         if arch.classes:
             self.embedding = Embedding(init, arch.classes, inputs, spectral)
+        self.layers = list(self.modules(Layer))
 
     def __call__(self, x, labels=None):
+        normalise(self.layers)
         x = x if isinstance(x, Tensor) else Tensor(x)
         for r in self.levels:
             x = getattr(self, f"down{r}")(x)  # (N, r, r, width at r)

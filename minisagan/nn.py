@@ -12,6 +12,7 @@ import numpy as np
 from minisagan import ops, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
+from minisagan.ops.spectral import spectral_norms
 
 
 class Module:
@@ -101,9 +102,21 @@ class Layer(Module):
     def __init__(self, init, shape, spectral):
         self.w = init.weight(shape)
         self.u = init.direction(shape[self.output_axis]) if spectral else None
+        self.ready = []  # w / sigma for the next use, where `normalise` has made it already
 
     def weight(self):
-        return self.w if self.u is None else ops.spectral_norm(self.w, self.u, self.training, self.output_axis)
+        if self.u is not None and not self.ready:
+            normalise([self])
+        return self.w if self.u is None else self.ready.pop()
+
+
+def normalise(layers):
+    """Spectral norm of these layers' weights, at once, for their next use."""
+    layers = [layer for layer in layers if layer.u is not None]
+    if layers:
+        weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in layers), strict=True)
+        for layer, w in zip(layers, spectral_norms(weights, states, layers[0].training, axes), strict=True):
+            layer.ready = [w]
 
 
 class Linear(Layer):

@@ -265,18 +265,22 @@ class _Patches:
     """Memory in which n images are padded, rows first, (R, n, Q, C), and then expanded along the width for each column.
 
     columns: for each, (left, kw, W'): its expansion A (R, n, W', kw C) holds x[n, r - top, s w - left + (0 ... kw-1)].
-    All expansions share one piece of scratch memory, `more` are further pieces of it; the padding is the plan's own,
-    so that its zeros are written once.
+    The padded images, the expansions (in one place) and `more` are pieces of this thread's scratch memory, which stays
+    in cache from op to op: worth more than writing the zeros around the images each time (3 % of a step).
     """
 
     def __init__(self, dtype, shape, stride, top, R, columns, *more):
         (n, H, W, C), self.stride = shape, stride
         pad = max(left for left, _, _ in columns)
         Q = max(pad - left + stride * (Wo - 1) + kw for left, kw, Wo in columns)
-        padded = np.zeros((R, n, Q, C), dtype)
+        memory, padded, *self.more = device.scratch(
+            dtype, R * n * C * max(kw * Wo for _, kw, Wo in columns), R * n * Q * C, *more
+        )
+        padded = padded.reshape(R, n, Q, C)
         self.height, self.width = min(H, R - top), min(W, Q - pad)  # what of x is ever looked at
         self.inside = padded[top : top + self.height, :, pad : pad + self.width]
-        memory, *self.more = device.scratch(dtype, R * n * C * max(kw * Wo for _, kw, Wo in columns), *more)
+        frame = padded[:top], padded[top + self.height :], padded[:, :, :pad], padded[:, :, pad + self.width :]
+        self.frame = [edge for edge in frame if edge.size]
         self.even = -(-R // stride)  # with stride 2: even rows first, then odd, so that each tap's are contiguous
         self.expansions = []
         row, image, column, channel = padded.strides
@@ -286,6 +290,8 @@ class _Patches:
             self.expansions.append((a, windows))
 
     def pad(self, x):
+        for edge in self.frame:
+            edge.fill(0)
         np.copyto(self.inside, x[:, : self.height, : self.width].transpose(1, 0, 2, 3))
 
     def expand(self, j):

@@ -13,6 +13,7 @@ u and v count as constants in the backward pass, so dsigma/dW = u v^T and
 
 import numpy as np
 
+from minisagan import device
 from minisagan.autograd import Tensor
 
 
@@ -22,18 +23,41 @@ def spectral_norm(w, u, move, axis=-1):
     With `move` (training) u takes one step of power iteration, in place. Without it u stays and sigma = |W^T u|, so
     that calling twice gives the same output.
     """
-    matrix = w.data.reshape(-1, w.shape[-1]).T if axis == -1 else w.data.reshape(w.shape[0], -1)  # W: (O, K)
-    v, sigma = _unit(u @ matrix)  # (K,), |W^T u|
-    if move:
-        u[...], sigma = _unit(matrix @ v)  # u^T W v = |W v|, since u = W v / |W v|
-    u_now, shape = u.copy(), w.shape  # the tape's own: u moves on
+    return spectral_norms([w], [u], move, [axis])[0]
+
+
+def spectral_norms(weights, states, move, axes):
+    """`spectral_norm` of all layers of a network at once: a list of results, from lists of w, u and axis.
+
+    The matrices are small and many: one by one they would leave all cores but one idle.
+    """
+    matrices = [_matrix(w, axis) for w, axis in zip(weights, axes, strict=True)]
+    vs, sigmas = [None] * len(weights), [None] * len(weights)
+
+    def iterate(i):
+        vs[i], sigmas[i] = _unit(states[i] @ matrices[i])  # (K,), |W^T u|
+        if move:
+            states[i][...], sigmas[i] = _unit(matrices[i] @ vs[i])  # u^T W v = |W v|, since u = W v / |W v|
+
+    device.parallel(iterate, len(weights))
+    us = [u.copy() for u in states]  # the tape's own: u moves on
+    return [_divided(*layer) for layer in zip(weights, us, vs, sigmas, axes, strict=True)]
+
+
+def _divided(w, u, v, sigma, axis):
+    """The Tensor of w / sigma, where sigma = u^T W v."""
     y = w.data / sigma
 
     def vjp(g, needs):
-        outer = np.multiply.outer(v, u_now) if axis == -1 else np.multiply.outer(u_now, v)
-        return ((g - (g * y).sum() * outer.reshape(shape)) / sigma,)
+        outer = np.multiply.outer(v, u) if axis == -1 else np.multiply.outer(u, v)
+        return ((g - np.vdot(g, y) * outer.reshape(y.shape)) / sigma,)
 
     return Tensor(y, (w,), vjp)
+
+
+def _matrix(w, axis):
+    """W (O, K), a view."""
+    return w.data.reshape(-1, w.shape[-1]).T if axis == -1 else w.data.reshape(w.shape[0], -1)
 
 
 def _unit(x):
