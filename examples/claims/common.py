@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import device
+from minisagan import device, pictures
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -133,9 +133,11 @@ def chosen(logs, **settings):
     return [log for run, log in logs if all(run[name] == value for name, value in settings.items())]
 
 
-def series(label, logs, x, y):
-    """A series for pictures.Panel: the mean of column y over logs, with a band of one standard deviation each way."""
-    xs, ys = (np.array([log[name] for log in logs], float) for name in (x, y))  # (seeds, measurements)
+def series(label, logs, x, y, log=False):
+    """A series for pictures.Panel: the mean of column y, or of its log10, over logs, with a band of one standard
+    deviation each way."""
+    xs, ys = (np.array([columns[name] for columns in logs], float) for name in (x, y))  # (seeds, rows); None is NaN
+    ys = np.log10(ys) if log else ys
     spread = ys.std(0, ddof=1) if len(ys) > 1 else np.zeros(ys.shape[1])
     return label, xs.mean(0), ys.mean(0), ys.mean(0) - spread, ys.mean(0) + spread
 
@@ -167,6 +169,13 @@ def table(header, rows):
     lines = ["  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
              for row in cells]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def publish(path, text, picture):
+    """Write PATH.txt and PATH.png, and print."""
+    path.with_suffix(".txt").write_text(text, encoding="utf-8")
+    pictures.write_png(path.with_suffix(".png"), picture)
+    print(f"\n{text}\n{path}.txt, {path}.png, and the raw log {path}.jsonl")
 
 
 def rounded(value, digits=4):
