@@ -150,8 +150,8 @@ class Panel:
 def curves(path, records):
     """Draws a run's log, a list of dicts, as a picture (H, W, 3); writes it to `path` unless that is None.
 
-    Keys: step, loss_d, loss_g, d_real, d_fake, gamma_d, gamma_g. What a record lacks, or has as None, is left
-    out; a NaN leaves a gap. A run that logs no gamma has no panel for it.
+    Keys: step, loss_d, loss_g, d_real, d_fake, gamma_d, gamma_g, frechet. What a record lacks, or has as None, is
+    left out; a NaN leaves a gap. A run that logs no gamma, or no Frechet distance, has no panel for it.
     """
     def series(label, key):
         points = [(r["step"], r[key]) for r in records if None not in (r.get("step"), r.get(key))]
@@ -163,6 +163,8 @@ def curves(path, records):
     panels = [Panel("Losses", "step", "loss", losses), Panel("Discriminator", "step", "mean output", outputs)]
     if any(len(xs) for _, xs, _ in gammas):
         panels.append(Panel("Attention", "step", "gamma", gammas))
+    if len((distance := series("samples v. test images", "frechet"))[1]):
+        panels.append(Panel("Frechet distance", "step", "distance", [distance]))
     image = plot(panels)
     if path is not None:
         write_png(path, image)

@@ -35,6 +35,7 @@ class Stream:
     SAMPLE_LABELS = 8  # classes of the same
     STANDING_Z = 9  # latents for standing statistics; step = batch
     STANDING_LABELS = 10  # classes of the same
+    SHIFT = 11  # how a classifier's training images are moved; step = training step
 
 
 def bits(count, seed, stream, step):

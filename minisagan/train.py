@@ -14,10 +14,12 @@ import numpy as np
 
 from minisagan import data, nn, ops, rng
 from minisagan.autograd import grad, no_tape
+from minisagan.data.download import progress
 from minisagan.errors import Diverged, UsageError
 from minisagan.models import Architecture, Discriminator, Generator
 from minisagan.optim import EMA, Adam, flatten
 
+BATCH = 16  # images that `draw` makes at a time
 STANDING_BATCHES = 16  # over which the averaged generator's batch statistics are taken
 
 
@@ -234,3 +236,21 @@ def generate(generator, z, labels, batch=64):
                 for i in range(0, len(z), batch)
             ]
         )
+
+
+def draw(generator, count, classes, seed, size):
+    """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes.
+
+    Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
+    however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product
+    may round differently for another number of rows.
+    """
+    padded = -(-count // BATCH) * BATCH
+    z = rng.normal((padded, generator.arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
+    labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
+    images = np.empty((padded, size, size, generator.arch.channels), np.uint8)
+    for i in range(0, padded, BATCH):
+        batch = slice(i, i + BATCH)
+        images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
+        progress("drawing", min(i + BATCH, count), count)
+    return images[:count], None if labels is None else labels[:count]

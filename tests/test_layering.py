@@ -14,7 +14,7 @@ import minisagan
 ORDER = [
     *("errors", "kinks", "device", "cuda", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench"),
+    *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "train", "evaluation", "runs", "bench"),
     *("commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 

@@ -408,6 +408,17 @@ def test_curves_without_gates_has_two_panels():
     assert curves(None, log(30, gamma_d=None)).shape == (750, 900, 3)
 
 
+def test_curves_with_measurements_has_a_panel_more():
+    records = log(30)
+    for record in records[9::10]:
+        record["frechet"] = 40.0 - record["step"]
+    image = curves(None, records)
+    assert image.shape == (1000, 900, 3)
+    falling = rows(image[750:], BLUE)  # in pixels from above
+    where = inked(falling)
+    assert len(where) > 400 and falling[where[-1]] - falling[where[0]] > 100
+
+
 def test_curves_passes_over_what_is_missing_but_leaves_a_gap_at_a_nan():
     def longest_gap(value):
         records = log(61)

@@ -18,6 +18,7 @@ from minisagan.errors import Fault
 COMMANDS = {
     "train": "Train a GAN on a data set, or go on with a run.",
     "sample": "Draw images with a trained generator.",
+    "evaluate": "Measure a generator: distances, precision, recall, asked-for class.",
     "inspect": "Show what is in a run or a checkpoint, and whether it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",
     "bench": "Time whole training steps, and each op in them.",

@@ -1,9 +1,4 @@
-"""`minisagan sample`: images from a trained generator, as a grid, as arrays or as files.
-
-Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
-however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product may
-round differently for another number of rows.
-"""
+"""`minisagan sample`: images from a trained generator, as a grid, as arrays or as files."""
 
 import os
 import re
@@ -13,12 +8,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import data, pictures, rng, runs
-from minisagan.data.download import progress
+from minisagan import pictures, runs
 from minisagan.errors import Fault, UsageError
-from minisagan.train import generate
-
-BATCH = 16
+from minisagan.train import draw
 
 
 @click.command(short_help="Draw images with a trained generator.")
@@ -37,19 +29,6 @@ def command(run, count, classes, seed, output):
     images, labels = draw(generator, count, chosen, seed, about["image_size"])
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
-
-
-def draw(generator, count, classes, seed, size):
-    """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes."""
-    padded = -(-count // BATCH) * BATCH
-    z = rng.normal((padded, generator.arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
-    labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
-    images = np.empty((padded, size, size, generator.arch.channels), np.uint8)
-    for i in range(0, padded, BATCH):
-        batch = slice(i, i + BATCH)
-        images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
-        progress("drawing", min(i + BATCH, count), count)
-    return images[:count], None if labels is None else labels[:count]
 
 
 def _choose(text, names, known):
