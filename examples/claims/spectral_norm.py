@@ -35,7 +35,7 @@ def plan(dataset, full, quick):
         {"dataset": dataset, "spectral_norm": norm, "d_steps": 1, "lr_g": RATES[0] * factor, "lr_d": RATES[1] * factor,
          "seed": seed, "steps": steps}
         for seed in range(seeds)
-        for factor in ((1, 2, FAST, 2 * FAST) if full else (1, FAST))
+        for factor in ((1, 2, FAST, 2 * FAST) if full else (FAST,) if quick else (1, FAST))
         for norm in (NAMES if full else ("discriminator", "both"))
     ]
 
