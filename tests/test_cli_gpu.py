@@ -169,5 +169,6 @@ def test_the_report_of_what_only_a_gpu_can_tell(gpu, monkeypatch):
     assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"]
     rows = re.findall(r"  minisagan, (graphs|eager) +(\S+) +(\S+) +(\S+) +\S+\n", text)
     assert [row[0] for row in rows] == 2 * ["graphs", "eager"] and all(float(row[1]) > 0 for row in rows)
-    flop, gb = map(float, re.search(r"floor in TF32: \S+ GFLOP at 1 TFLOP/s: (\S+) ms, .+ GB/s: (\S+) ms", text).groups())
+    floor = re.search(r"floor in TF32: \S+ GFLOP at 1 TFLOP/s: (\S+) ms, .+ GB/s: (\S+) ms", text)
+    flop, gb = map(float, floor.groups())
     assert flop > 0.001 and gb > 0.001

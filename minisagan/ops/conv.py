@@ -331,7 +331,7 @@ _kernels = cuda.Kernels(__file__)
 
 def _gpu_gather(x, w, stride, top, left, size, bias, scatter):
     x = cuda.cupy().ascontiguousarray(x)
-    (N, H, W, C), (kh, kw, _, O) = x.shape, w.shape
+    N, (kh, kw, _, O) = len(x), w.shape
     remainders = stride if scatter else 1
     pixels = N * -(-size[0] // remainders) * -(-size[1] // remainders)
     columns, blocks, threads = _gpu_tiles(x, pixels, O, remainders**2)
