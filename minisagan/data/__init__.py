@@ -1,5 +1,4 @@
-"""Data sets: images as uint8 with their classes, from files or drawn here. batches.py makes the networks' input of them.
-"""
+"""Data sets: images as uint8 with their classes, from files or drawn here; batches.py makes networks' input of them."""
 
 import hashlib
 import os

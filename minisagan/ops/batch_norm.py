@@ -23,7 +23,8 @@ BLOCKS = 2048  # that a kernel's work is cut into at most: a large GPU works on 
 def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
     """Normalise x (N, H, W, C) by its own statistics, or by the given (mean, var), each (C,).
 
-    gain and bias are both (C,) or both (N, C); `relu` sets what is negative then to 0.
+    gain and bias are both (C,) or both (N, C); `relu` sets what is negative then to 0 (as an op of its own that would
+    cost another 5 % of a training step at 32x32).
     Returns y (N, H, W, C), and (mean, var) as arrays for the running averages.
     """
     xd, (N, H, W, C) = x.data, x.shape
@@ -42,7 +43,7 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
         y = _affine(xd, scale, shift, False) * on
 
     def vjp(g, needs):
-        gated, dbias, dgain = _gated_sums(g, (y > 0 if on is None else on) if relu else None, xd, mean)
+        gated, dbias, dgain = _gated_sums(g, (y if on is None else on) if relu else None, xd, mean)
         dgain *= rstd
         if statistics:
             dx = gated * scale[:, None, None]
@@ -102,7 +103,7 @@ def _affine(x, scale, shift, relu, plus=None):
 
 
 def _gated_sums(g, gate, x, mean):
-    """g where the gate is open; and, for each image and channel, the sums of that and of that times (x - mean)."""
+    """g where gate > 0; and, for each image and channel, the sums of that and of that times (x - mean)."""
     N, H, W, C = x.shape
     gated = g if gate is None else np.empty((N, H, W, C), g.dtype)
     sums, products = np.empty((2, N, C), x.dtype)
@@ -112,7 +113,7 @@ def _gated_sums(g, gate, x, mean):
     def body(i):
         n = cuts[i]
         if gate is not None:
-            np.multiply(g[n], gate[n], out=gated[n])
+            np.multiply(g[n], gate[n] > 0, out=gated[n])
         rows = gated[n].reshape(fold)
         sums[n] = _columns(np.ones(H, x.dtype) @ rows, C)
         products[n] = _columns(np.einsum("nhc,nhc->nc", rows, x[n].reshape(fold) - mean), C)

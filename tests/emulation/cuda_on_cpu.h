@@ -99,8 +99,8 @@ struct Kernel<kernel> {
     return emulated::run(launch, emulated::Kernel<name>::call, arguments);                                            \
   }                                                                                                                   \
   EXPORT const char* types_##name() {                                                                             \
-    static std::string types = emulated::Kernel<name>::types();                                                       \
-    return types.c_str();                                                                                             \
+    static std::string all = emulated::Kernel<name>::types();                                                         \
+    return all.c_str();                                                                                               \
   }
 
 // ---- Warp functions: each lane brings a record, and the last one to come completes all of them.

@@ -7,6 +7,7 @@ of the graph, on the same addresses; whatever would synchronise, or touch host m
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import types
 import weakref
@@ -15,6 +16,7 @@ import numpy as np
 
 from emulation import compiler
 
+__version__ = "0"
 GUARD = 512  # bytes before and after each array, which nobody may change
 SHARED_LIMIT = 64 << 10  # bytes of shared memory that a block can ask for: sm_75's, the least of the GPUs that we serve
 
@@ -132,6 +134,7 @@ class Stream:
         return graph
 
     def submit(self, call, blocks):
+        """Do call() now or at each launch. It must not hold the blocks: freed memory is to be seen as such."""
         if self.recorded is None:
             call()
         else:
@@ -258,10 +261,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __setitem__(self, index, value):
         index, own = _index(index)
         if isinstance(value, np.ndarray) and value.ndim:
-            raise TypeError(f"Unsupported type {type(value)}: the value lies in the host's memory")
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         arrays = [value] if isinstance(value, ndarray) else []
-        value = value._host if arrays else value
-        _submit(lambda: self._host.__setitem__(index, value), self, *own, *arrays)
+        _submit(functools.partial(self._host.__setitem__, index, _plain(value)), self, *own, *arrays)
 
     def fill(self, value):
         self[...] = value
@@ -278,7 +280,12 @@ def _index(index):
 
 
 def _method(name):
-    return lambda self, *args, **kwargs: _compute(getattr(np.ndarray, name), self, *args, **kwargs)
+    def method(self, *args, **kwargs):
+        if not set(kwargs) <= {"axis", "dtype", "out", "keepdims", "ddof", "copy"}:
+            raise TypeError(f"{name}() takes no {', '.join(kwargs)} in CuPy")
+        return _compute(getattr(np.ndarray, name), self, *args, **kwargs)
+
+    return method
 
 
 for _name in (
@@ -323,10 +330,11 @@ def _compute(function, *args, out=None, **kwargs):
         if result.size and np.may_share_memory(result, x._host):
             return ndarray(result, x._memory)
     new = empty(result.shape, result.dtype)
+    host = new._host
     if Stream.current.recorded is None:
-        new._host[...] = result
+        host[...] = result
     else:
-        _submit(lambda: new._host.__setitem__(..., call()), new, *inputs)
+        _submit(lambda: host.__setitem__(..., call()), new, *inputs)
     return new
 
 
@@ -337,8 +345,7 @@ def empty(shape, dtype=float):
     shape, dtype = shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype)
     memory = _malloc(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     array = ndarray(memory.block.bytes.view(dtype).reshape(shape), memory)
-    fill = memory.block.bytes.fill
-    _submit(lambda: fill(0xFF), array)  # as floats: NaN; whoever reads before he writes shall know
+    _submit(functools.partial(memory.block.bytes.fill, 0xFF), array)  # NaN, for whoever reads before he writes
     return array
 
 
@@ -375,7 +382,7 @@ def full_like(x, value, dtype=None):
 def arange(*args, dtype=None):
     values = np.arange(*args, dtype=dtype)
     array = empty(values.shape, values.dtype)
-    _submit(lambda: array._host.__setitem__(..., values), array)
+    _submit(functools.partial(array._host.__setitem__, ..., values), array)
     return array
 
 
@@ -408,18 +415,21 @@ FUNCTIONS = {
     *("concatenate", "stack", "where", "take", "take_along_axis", "repeat", "tile", "pad", "roll", "split"),
     *("sum", "mean", "var", "std", "prod", "max", "min", "amax", "amin", "argmax", "argmin", "any", "all"),
     *("clip", "cumsum", "round", "copy", "sort", "argsort", "einsum", "tensordot", "dot", "norm"),
-    *("asarray", "empty", "zeros", "ones", "full"),  # of NumPy, with like=
+    *("array", "asarray", "empty", "zeros", "ones", "full"),  # of NumPy, with like=
 }
-_PRODUCTS = {"einsum", "tensordot", "dot", "matmul"}
+_UNRECORDABLE = {"einsum", "tensordot", "dot", "matmul", "sort", "argsort"}  # cuBLAS and Thrust, as CuPy calls them
+_OF_SHAPES = {"result_type", "shape", "ndim", "size"}  # whose results are no arrays
 
 
 def _module_function(name, function=None):
     function = function or getattr(np, name)
 
     def call(*args, **kwargs):
-        if name in _PRODUCTS:
+        if name in _UNRECORDABLE:
             _refuse_while_capturing(f"CuPy's {name}")
-        if name in ("result_type", "shape", "ndim", "size"):
+        if name in ("concatenate", "stack") and len(args[0]) > 8:
+            _refuse_while_capturing(f"{name} of more than eight arrays, whose addresses CuPy copies from the host")
+        if name in _OF_SHAPES:
             return function(*_plain(args), **kwargs)
         if name == "copyto":
             args[0][...] = args[1]
@@ -500,7 +510,8 @@ class RawKernel:
             raise TypeError(f"{self.name} takes {len(wanted)} arguments ({', '.join(wanted)}), not {len(args)}")
         cells = [self._cell(i, value, want) for i, (value, want) in enumerate(zip(args, wanted, strict=True))]
         arrays = [value for value in args if isinstance(value, ndarray)]
-        _submit(lambda: self._run(grid, block, shared_mem, cells, [a._memory.block for a in arrays]), *arrays)
+        blocks = [weakref.ref(array._memory.block) for array in arrays]
+        _submit(functools.partial(self._run, grid, block, shared_mem, cells, blocks), *arrays)
 
     def _cell(self, number, value, want):
         """The bytes of an argument, as CuPy would pass it: an address, or a scalar of NumPy's type."""
@@ -535,7 +546,7 @@ class RawKernel:
         addresses = (ctypes.c_void_p * max(1, len(cells)))(*[cell.ctypes.data for cell in cells])
         if not library.functions[self.name](ctypes.byref(launch), addresses):
             raise EmulationError(f"{self.name}: {library.locate(error.value.decode())}")
-        if not all(block.intact() for block in blocks):
+        if not all(block().intact() for block in blocks):
             raise EmulationError(f"{self.name} wrote before or after an array")
 
 

@@ -45,13 +45,18 @@ struct Thread {
   void (*complete)(void**);
 };
 
+struct Warp {
+  unsigned here, gone;  // lanes, a bit each: those that wait at a warp function, those that have returned
+  unsigned fences;      // how many __syncwarp there were
+};
+
 const Launch* launch;
 void (*kernel)(void**);
 void** arguments;
 std::vector<Thread> threads;
 std::vector<int> order;       // in which the threads run
 size_t next_in_order;
-std::vector<unsigned> fences;  // each warp's count of __syncwarp
+std::vector<Warp> warps;
 unsigned barriers;            // the block's count of __syncthreads
 int current, done;
 bool failed, on_fiber, watching;  // watching: the kernel's own code runs, no function of this file
@@ -93,32 +98,27 @@ void become(int i) {
   now.lane = i % 32;
 }
 
-// Let those lanes of a warp go on whose whole mask has arrived. Lanes that have returned are not waited for.
-void settle(int warp) {
-  int first = 32 * warp, lanes = std::min<int>(32, threads.size() - first);
-  unsigned gone = lanes < 32 ? ~0u << lanes : 0, here = 0;
-  for (int l = 0; l < lanes; l++) {
-    gone |= unsigned(threads[first + l].state == DONE) << l;
-    here |= unsigned(threads[first + l].state == AT_WARP) << l;
+// Let the lanes of a warp that wait with this one go on, if all of its mask are there. Who has returned is not missed.
+void settle(int lane) {
+  Warp& warp = warps[lane / 32];
+  Thread* lanes = &threads[lane / 32 * 32];
+  const Thread& t = threads[lane];
+  if (t.mask & ~(warp.here | warp.gone)) return;
+  unsigned all = t.mask & warp.here;
+  void* records[32] = {};
+  for (int k = 0; k < 32; k++) {
+    if (!(all >> k & 1)) continue;
+    const Thread& other = lanes[k];
+    if (other.mask != t.mask || other.complete != t.complete || !same(other.site, t.site))
+      return fail("%s:%u: lane %d is at a warp function with mask %08x, lane %d at %s:%u with mask %08x",
+                  file_of(t.site), t.site.line(), lane % 32, t.mask, k, file_of(other.site), other.site.line(),
+                  other.mask);
+    records[k] = other.record;
   }
-  for (int l = 0; l < lanes; l++) {
-    Thread& t = threads[first + l];
-    if (t.state != AT_WARP || (t.mask & ~(here | gone))) continue;
-    void* records[32] = {};
-    for (int k = 0; k < lanes; k++) {
-      Thread& other = threads[first + k];
-      if (!(t.mask & here & 1u << k)) continue;
-      if (other.mask != t.mask || other.complete != t.complete || !same(other.site, t.site))
-        return fail("%s:%u: lane %d is at a warp function with mask %08x, lane %d at %s:%u with mask %08x",
-                    file_of(t.site), t.site.line(), l, t.mask, k, file_of(other.site), other.site.line(), other.mask);
-      records[k] = other.record;
-    }
-    if (t.complete != fence) t.complete(records);
-    else if (!(~t.mask & here)) fences[warp]++;
-    unsigned settled = t.mask & here;
-    for (int k = 0; k < lanes; k++) if (settled >> k & 1) threads[first + k].state = READY;
-    here &= ~settled;
-  }
+  if (t.complete != fence) t.complete(records);
+  else if ((t.mask | warp.gone) == ~0u) warp.fences++;  // among some lanes only it counts for none
+  for (int k = 0; k < 32; k++) if (all >> k & 1) lanes[k].state = READY;
+  warp.here &= ~all;
 }
 
 void live() {  // a fiber's life: the threads that have not begun, one after another
@@ -129,7 +129,9 @@ void live() {  // a fiber's life: the threads that have not begun, one after ano
     watching = false;
     threads[current].state = DONE;
     done++;
-    settle(current / 32);
+    Warp& warp = warps[current / 32];
+    warp.gone |= 1u << now.lane;
+    for (int k = 0; warp.here && k < 32; k++) if (warp.here >> k & 1) settle(current / 32 * 32 + k);
     if (next_in_order < order.size() && threads[order[next_in_order]].state == NEW) {
       become(order[next_in_order++]);
       threads[current].fiber = mine;
@@ -204,7 +206,8 @@ void open_barrier() {
 
 void run_block() {
   for (Thread& t : threads) t.state = NEW;
-  std::fill(fences.begin(), fences.end(), 0);
+  for (Warp& warp : warps) warp = {};
+  if (threads.size() % 32) warps.back().gone = ~0u << threads.size() % 32;
   barriers = done = 0;
   if (__start_shared_memory) memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
   memset(now.dynamic, 0xff, launch->dynamic);  // as floats: NaN
@@ -230,11 +233,11 @@ bool run(const Launch& what, void (*call)(void**), void** with) {
   random_numbers.seed(launch->seed);
   now.blocks = {launch->blocks[0], launch->blocks[1], launch->blocks[2]};
   now.threads = {launch->threads[0], launch->threads[1], launch->threads[2]};
-  auto [X, Y, Z] = now.threads;
+  const auto [X, Y, Z] = now.threads;
   threads.assign(X * Y * Z, {});
   for (unsigned i = 0; i < threads.size(); i++) threads[i].index = {i % X, i / X % Y, i / X / Y};
   order.resize(threads.size());
-  fences.resize((threads.size() + 31) / 32);
+  warps.resize((threads.size() + 31) / 32);
   start_launch();
   std::vector<int> blocks(size_t(now.blocks.x) * now.blocks.y * now.blocks.z);
   arrange(blocks);
@@ -263,8 +266,9 @@ void exchange(unsigned mask, void* record, void (*complete)(void**), Site site) 
   if (!(mask >> now.lane & 1))
     fail("%s:%u: lane %d is not in the mask %08x of the warp function it calls", file_of(site), site.line(), now.lane, mask);
   t.state = AT_WARP, t.site = site, t.mask = mask, t.record = record, t.complete = complete;
+  warps[current / 32].here |= 1u << now.lane;
   watching = false;
-  settle(current / 32);
+  settle(current);
   if (t.state == AT_WARP) wait();
   watching = true;
 }
@@ -324,7 +328,7 @@ void check(uintptr_t p, size_t size, Kind kind, void* instruction) {
     if (page.empty()) page.resize(256);
     Word& word = page[q % 1024 / 4];
     Access access{launches, now.block.x + now.blocks.x * (now.block.y + now.blocks.y * now.block.z), barriers,
-                  fences[current / 32], current, 0, kind == ATOMIC};
+                  warps[current / 32].fences, current, 0, kind == ATOMIC};
     for (uintptr_t stop = std::min(p + size, q / 4 * 4 + 4); q < stop; q++) access.bytes |= 1 << q % 4;
     auto conflicts = [&](const Access& with, Kind name) {
       if (!(with.bytes & access.bytes) || ordered(with, access, shared) || (with.atomic && kind == ATOMIC)) return false;
@@ -334,6 +338,8 @@ void check(uintptr_t p, size_t size, Kind kind, void* instruction) {
     };
     if (conflicts(word.write, word.write.atomic ? ATOMIC : WRITE)) return;
     if (kind != READ && (conflicts(word.reads[0], READ) || conflicts(word.reads[1], READ))) return;
+    if (shared && kind != WRITE && (word.write.launch != access.launch || word.write.block != access.block))
+      return fail("@%zx %s of shared memory that the block has not written", at, NAMES[kind]);
     if (kind == READ) {
       if (word.reads[0].thread / 32 != current / 32) word.reads[1] = word.reads[0];
       word.reads[0] = access;
