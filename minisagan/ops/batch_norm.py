@@ -57,6 +57,16 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
     return Tensor(y, (x, gain, bias), vjp), (mean, var)
 
 
+def update_running(running, statistics, momentum):
+    """Move the running (mean, var), in place, towards a batch's: r <- r + (1 - momentum) (s - r)."""
+    if cuda.on_gpu(running[0]):
+        C = len(running[0])
+        kernels("update_running", cuda.blocks_for(C), 256, *running, *statistics, C, float(1 - momentum))
+        return
+    for r, s in zip(running, statistics, strict=True):
+        r += (1 - momentum) * (s - r)
+
+
 def batch_statistics(x):
     """Mean and biased variance over images and positions, each (C,), in one pass over memory.
 
