@@ -17,7 +17,7 @@ from minisagan import cuda, device, kinks
 from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
-BLOCKS = 2048  # that a kernel's work is cut into at most: a large GPU works on some 700 at once
+BLOCKS = 2048  # that a kernel's work is cut into at most: some times what a large GPU has at work at once
 
 
 def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
