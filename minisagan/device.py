@@ -89,11 +89,8 @@ def blas():
 
 
 def parallel(body, count):
-    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another.
-
-    Fewer than four are not worth waking a thread for.
-    """
-    helpers = min(len(_team.starts), count - 1) if count >= 4 else 0
+    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another."""
+    helpers = min(len(_team.starts), count - 1)
     todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
 
     def work():
@@ -106,8 +103,10 @@ def parallel(body, count):
 def chunks(count, bytes_each, at_least=1):
     """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size.
 
-    There are `at_least` so many of them, if there are as many items.
+    There are `at_least` so many of them, if there are as many items; and up to four as soon as each has a quarter of
+    that size, which is what makes waking a thread worth it.
     """
+    at_least = max(at_least, min(4, count * bytes_each * 4 // CHUNK_BYTES), 1)
     step = max(1, min(-(-count // at_least), CHUNK_BYTES // max(1, bytes_each)))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 

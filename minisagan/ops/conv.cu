@@ -15,25 +15,38 @@ constexpr int RESIDENT = 2;  // blocks on a processor: 128 registers for each th
 constexpr int RESIDENT = 1;
 #endif
 
-struct alignas(16) Four { real v[4]; };  // what a thread loads at once, from neighbouring addresses
+struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
-__device__ inline Four whole(const real* p) { return p ? *(const Four*)p : Four{}; }
-__device__ inline real one(const real* p) { return p ? *p : real(0); }
-
-// v as the products take it: with tensor cores it is rounded to TF32's 10 bits of mantissa.
-__device__ inline real rounded(real v) {
-#if !defined(TENSOR_CORES)
-  return v;
-#elif defined(CUDA_ON_CPU)
-  return __uint_as_float(emulated::to_tf32(v));
+// *to = *from, or zeros from a null pointer. Not before finish_copies(), where the GPU can copy while it computes.
+template <class T>
+__device__ void start_copy(T* to, const T* from) {
+#if __CUDA_ARCH__ >= 800
+  constexpr int bytes = sizeof(T) < 16 ? sizeof(T) : 16;
+  for (int i = 0; i < sizeof(T); i += bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(to) + i),
+                 "l"((const char*)from + i), "n"(bytes), "r"(from ? bytes : 0) : "memory");
 #else
-  unsigned bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
-  return __uint_as_float(bits);
+  *to = from ? *from : T{};
+#endif
+}
+__device__ inline void finish_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
 #ifdef TENSOR_CORES
+// v rounded to TF32's 10 bits of mantissa.
+__device__ inline unsigned to_tf32(float v) {
+#ifdef CUDA_ON_CPU
+  return emulated::to_tf32(v);
+#else
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+  return bits;
+#endif
+}
+
 // d += a b by a warp: a is (16, 8), b (8, 8), d (16, 8); lane 4 g + t holds a[i] = A[g + 8 (i % 2)][t + 4 (i / 2)],
 // b[i] = B[t + 4 i][g] and d[i] = D[g + 8 (i / 2)][2 t + i % 2].
 __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -54,14 +67,25 @@ struct Tile {
   static constexpr int COUNT = LINES * K / 4, EACH = (COUNT + THREADS - 1) / THREADS;  // Fours: in all, of a thread
   Four value[DEEP ? LINES : K][DEEP ? K / 4 + 1 : LINES / 4 + 2 * (LINES > 8)];
 
-  __device__ static int line(int four) { return DEEP ? four / (K / 4) : four % (LINES / 4) * 4; }
-  __device__ static int k(int four) { return DEEP ? four % (K / 4) * 4 : four / (LINES / 4); }
+  // Where the first element of this thread's i-th Four is.
+  __device__ static int line(int i) { return DEEP ? four(i) / (K / 4) : four(i) % (LINES / 4) * 4; }
+  __device__ static int k(int i) { return DEEP ? four(i) % (K / 4) * 4 : four(i) / (LINES / 4); }
+  __device__ static int four(int i) { return threadIdx.x + i * THREADS; }
   __device__ real at(int line, int k) const {
     return DEEP ? value[line][k / 4].v[k % 4] : value[k][line / 4].v[line % 4];
   }
-  __device__ void put(int four, Four f) {
-    for (int e = 0; e < 4; e++) f.v[e] = rounded(f.v[e]);
-    (DEEP ? value[line(four)][k(four) / 4] : value[k(four)][line(four) / 4]) = f;
+
+  // Starts to copy this thread's Fours: from(i, e) is where its i-th has its element e, a null pointer for a zero.
+  template <class From>
+  __device__ void fill(bool neighbours, From from) {
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (COUNT % THREADS == 0 || threadIdx.x + i * THREADS < COUNT) {
+        Four& to = DEEP ? value[line(i)][k(i) / 4] : value[k(i)][line(i) / 4];
+        if (neighbours) start_copy(&to, (const Four*)from(i, 0));
+        else
+          for (int e = 0; e < 4; e++) start_copy(&to.v[e], from(i, e));
+      }
   }
 };
 
@@ -85,17 +109,17 @@ struct Sums {
     int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int k = 0; k < K; k += 8) {
-      unsigned as[HIGH][4], bs[WIDE][2];
-#pragma unroll
-      for (int i = 0; i < 4 * HIGH; i++)
-        as[i / 4][i % 4] = __float_as_uint(a.at(row(i / 4, 0) + 8 * (i % 2), k + t + 4 * (i % 4 / 2)));
+      unsigned as[4], bs[WIDE][2];
 #pragma unroll
       for (int j = 0; j < 2 * WIDE; j++)
-        bs[j / 2][j % 2] = __float_as_uint(b.at(column(j / 2, 0) - 2 * t + g, k + t + 4 * (j % 2)));
+        bs[j / 2][j % 2] = to_tf32(b.at(column(j / 2, 0) - 2 * t + g, k + t + 4 * (j % 2)));
 #pragma unroll
-      for (int i = 0; i < HIGH; i++)
+      for (int i = 0; i < HIGH; i++) {
 #pragma unroll
-        for (int j = 0; j < WIDE; j++) mma(value[i][j], as[i], bs[j]);
+        for (int e = 0; e < 4; e++) as[e] = to_tf32(a.at(row(i, 0) + 8 * (e % 2), k + t + 4 * (e / 2)));
+#pragma unroll
+        for (int j = 0; j < WIDE; j++) mma(value[i][j], as, bs[j]);
+      }
     }
 #else
 #pragma unroll 4
@@ -113,32 +137,20 @@ struct Sums {
 #endif
   }
 
-  // All `chunks` of K terms. While one is multiplied the next is on its way from memory: two tiles of each matrix, in
-  // turn. load_a(i, four) and load_b are a tile's Four, this thread's i-th; next() goes on by K terms.
+  // All `chunks` of K terms. While one is multiplied the next one is copied: each matrix has two tiles, in turn. The
+  // source tells where a(i, e) and b(i, e) are, element e of this thread's i-th Four; next() goes on by K terms.
   template <class Source>
   __device__ void add_products(Source& source, int chunks) {
-    using TileA = typename Source::TileA;
-    using TileB = typename Source::TileB;
-    __shared__ TileA as[2];
-    __shared__ TileB bs[2];
+    __shared__ typename Source::TileA as[2];
+    __shared__ typename Source::TileB bs[2];
     for (int chunk = 0; chunk <= chunks; chunk++) {
-      Four fa[TileA::EACH], fb[TileB::EACH];
       if (chunk < chunks) {
-#pragma unroll
-        for (int i = 0; i < TileA::EACH; i++) fa[i] = source.load_a(i, threadIdx.x + i * THREADS);
-#pragma unroll
-        for (int i = 0; i < TileB::EACH; i++)
-          if (threadIdx.x + i * THREADS < TileB::COUNT) fb[i] = source.load_b(i, threadIdx.x + i * THREADS);
+        as[chunk % 2].fill(source.a_fours, [&](int i, int e) { return source.a(i, e); });
+        bs[chunk % 2].fill(source.b_fours, [&](int i, int e) { return source.b(i, e); });
         source.next();
       }
       if (chunk) add_product(as[(chunk - 1) % 2], bs[(chunk - 1) % 2]);
-      if (chunk < chunks) {
-#pragma unroll
-        for (int i = 0; i < TileA::EACH; i++) as[chunk % 2].put(threadIdx.x + i * THREADS, fa[i]);
-#pragma unroll
-        for (int i = 0; i < TileB::EACH; i++)
-          if (threadIdx.x + i * THREADS < TileB::COUNT) bs[chunk % 2].put(threadIdx.x + i * THREADS, fb[i]);
-      }
+      finish_copies();
       __syncthreads();
     }
   }
@@ -193,7 +205,7 @@ struct Gather {
   using TileB = Tile<COLUMNS, DEEP>;
   const real *x, *w;
   int N, H, W, C, O, kw;
-  bool x_fours, w_fours;
+  bool a_fours, b_fours;  // whether what a thread copies lies in fours of neighbours
   Axis vertical, horizontal;
   Term term;
   const real* image[TileA::EACH];
@@ -201,10 +213,10 @@ struct Gather {
 
   __device__ Gather(const real* x, const real* w, int N, int H, int W, int C, int O, int kw, bool x_fours, bool w_fours,
                     Axis vertical, Axis horizontal)
-      : x(x), w(w), N(N), H(H), W(W), C(C), O(O), kw(kw), x_fours(x_fours), w_fours(w_fours), vertical(vertical),
+      : x(x), w(w), N(N), H(H), W(W), C(C), O(O), kw(kw), a_fours(x_fours), b_fours(w_fours), vertical(vertical),
         horizontal(horizontal), term{C % K ? C : K, vertical.taps, horizontal.taps} {
     for (int i = 0; i < TileA::EACH; i++) {
-      int p = blockIdx.x * ROWS + TileA::line(threadIdx.x + i * THREADS);
+      int p = blockIdx.x * ROWS + TileA::line(i);
       int row = p / horizontal.size, n = row / vertical.size;
       image[i] = x + (long long)n * H * W * C;
       top[i] = n < N ? row % vertical.size * vertical.step + vertical.first : -(1 << 30);  // beyond the last: outside
@@ -212,31 +224,19 @@ struct Gather {
     }
   }
 
-  __device__ const real* pixel(int i, Term at) const {
+  __device__ const real* a(int i, int e) const {
+    Term at = term + TileA::k(i) + e;
     int row = top[i] + vertical.way * at.i, column = left[i] + horizontal.way * at.j;
     bool inside = 0 <= row && row < H && 0 <= column && column < W && at.group < C;
     return inside ? image[i] + (row * W + column) * C + at.group + at.c : nullptr;
   }
 
-  __device__ const real* weight(int o, Term at) const {
-    if (o >= O || at.group >= C) return nullptr;
+  __device__ const real* b(int i, int e) const {
+    Term at = term + TileB::k(i) + (DEEP ? e : 0);
+    int o = blockIdx.y * COLUMNS + TileB::line(i) + (DEEP ? 0 : e), c = at.group + at.c;
     int row = vertical.tap + vertical.tap_step * at.i, column = horizontal.tap + horizontal.tap_step * at.j;
-    int c = at.group + at.c;
-    return w + (long long)(row * kw + column) * C * O + (DEEP ? o * C + c : c * O + o);
-  }
-
-  __device__ Four load_a(int i, int four) const {
-    Term at = term + TileA::k(four);
-    if (x_fours) return whole(pixel(i, at));
-    return {one(pixel(i, at)), one(pixel(i, at + 1)), one(pixel(i, at + 2)), one(pixel(i, at + 3))};
-  }
-
-  __device__ Four load_b(int, int four) const {
-    Term at = term + TileB::k(four);
-    int o = blockIdx.y * COLUMNS + TileB::line(four);
-    if (w_fours) return whole(weight(o, at));
-    if (DEEP) return {one(weight(o, at)), one(weight(o, at + 1)), one(weight(o, at + 2)), one(weight(o, at + 3))};
-    return {one(weight(o, at)), one(weight(o + 1, at)), one(weight(o + 2, at)), one(weight(o + 3, at))};
+    bool inside = o < O && at.group < C;
+    return inside ? w + (long long)(row * kw + column) * C * O + (DEEP ? o * C + c : c * O + o) : nullptr;
   }
 
   __device__ void next() { term = term + K; }
@@ -295,41 +295,30 @@ struct Outer {
   using TileB = Tile<COLUMNS, false>;
   const real *x, *g;
   int H, W, C, O, s, top, left, p, end;
-  bool x_fours, g_fours;
+  bool a_fours, b_fours;
   Pixel at;
   Term row;  // the first of this thread's four
 
   __device__ Outer(const real* x, const real* g, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, int s,
                    int top, int left, int p, int end, bool x_fours, bool g_fours)
-      : x(x), g(g), H(H), W(W), C(C), O(O), s(s), top(top), left(left), p(p), end(end), x_fours(x_fours),
-        g_fours(g_fours), at{Ho, Wo, p / Wo / Ho, p / Wo % Ho, p % Wo} {
-    int m = blockIdx.x * ROWS + TileA::line(threadIdx.x);
+      : x(x), g(g), H(H), W(W), C(C), O(O), s(s), top(top), left(left), p(p), end(end), a_fours(x_fours),
+        b_fours(g_fours), at{Ho, Wo, p / Wo / Ho, p / Wo % Ho, p % Wo} {
+    int m = blockIdx.x * ROWS + TileA::line(0);
     row = {C, kh, kw, 0, m / C / kw, m / C % kw, m % C};
   }
 
-  __device__ const real* pixel(Pixel from, Term row) const {
-    int h = s * from.h + row.i - top, w = s * from.w + row.j - left;
-    bool inside = 0 <= h && h < H && 0 <= w && w < W && row.i < row.height && row.group == 0;
-    return inside ? x + (long long)from.n * (H * W * C) + (h * W + w) * C + row.c : nullptr;
-  }
-
-  __device__ Four load_a(int, int four) const {
-    int k = TileA::k(four);
-    if (p + k >= end) return {};
+  __device__ const real* a(int i, int e) const {
+    int k = TileA::k(i);
     Pixel from = at + k;
-    if (x_fours) return whole(pixel(from, row));
-    return {one(pixel(from, row)), one(pixel(from, row + 1)), one(pixel(from, row + 2)), one(pixel(from, row + 3))};
+    Term to = row + e;
+    int h = s * from.h + to.i - top, w = s * from.w + to.j - left;
+    bool inside = 0 <= h && h < H && 0 <= w && w < W && to.i < to.height && to.group == 0 && p + k < end;
+    return inside ? x + (long long)from.n * (H * W * C) + (h * W + w) * C + to.c : nullptr;
   }
 
-  __device__ Four load_b(int, int four) const {
-    int k = TileB::k(four), o = blockIdx.y * COLUMNS + TileB::line(four);
-    if (p + k >= end) return {};
-    const real* row = g + (long long)(p + k) * O;
-    if (g_fours) return whole(o < O ? row + o : nullptr);
-    Four f = {};
-    for (int e = 0; e < 4; e++)
-      if (o + e < O) f.v[e] = row[o + e];
-    return f;
+  __device__ const real* b(int i, int e) const {
+    int k = TileB::k(i), o = blockIdx.y * COLUMNS + TileB::line(i) + e;
+    return o < O && p + k < end ? g + (long long)(p + k) * O + o : nullptr;
   }
 
   __device__ void next() { at = at + K, p += K; }

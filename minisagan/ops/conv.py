@@ -167,19 +167,16 @@ def outer(x, g, kernel, stride, top, left):
         return pointwise_outer(x, g)[None, None]
     cuts = device.chunks(N, x.itemsize * Ho * Wo * (stride * kw * C + O), at_least=SUMS)
     partial = np.zeros((min(SUMS, len(cuts)), kh, kw * C, O), x.dtype)
-    rows = stride * (Ho - 1) + kh
+    columns = ((left, kw, Wo, ((0, kh, Ho),)),)
 
     def body(i):
         for cut in cuts[i::SUMS]:
-            n = cut.stop - cut.start
-            plan = _plan(x.dtype, (n, *x.shape[1:]), stride, top, rows, ((left, kw, Wo),), n * Ho * Wo * O)
+            plan = _plan(x.dtype, (cut.stop - cut.start, *x.shape[1:]), stride, top, columns, O)
             plan.pad(x[cut])
-            plan.expand(0)
-            gt = plan.more[0].reshape(Ho, n, Wo, O)
-            np.copyto(gt, g[cut].transpose(1, 0, 2, 3))
-            gt = gt.reshape(-1, O)  # (H' n W', O)
-            for k in range(kh):
-                partial[i, k] += np.matmul(plan.rows(0, k, Ho).T, gt)
+            (rows, z, _, images) = plan.expand(0)[0]
+            np.copyto(images, g[cut])
+            for k, a in enumerate(rows):
+                partial[i, k] += np.matmul(a.T, z)
 
     device.parallel(body, len(partial))
     return partial.sum(0).reshape(kh, kw, C, O)
@@ -235,41 +232,39 @@ def _patch_products(x, stride, jobs, bias):
     """
     N, H, W, C = x.shape
     O = jobs[0][1][0][2].shape[3]
-    tops = [top for _, group in jobs for top, _, _ in group]
-    rows = max(stride * (y.shape[1] - 1) + len(w) + max(tops) - top for _, group in jobs for top, w, y in group)
-    columns = tuple((left, group[0][1].shape[1], group[0][2].shape[2]) for left, group in jobs)
-    size = max(y.shape[1] * y.shape[2] * O for _, group in jobs for _, _, y in group)  # of one image's output
-    jobs = [
+    top = max(top for _, group in jobs for top, _, _ in group)
+    columns = tuple(
+        (left, group[0][1].shape[1], group[0][2].shape[2], tuple((top - t, len(w), y.shape[1]) for t, w, y in group))
+        for left, group in jobs
+    )
+    work = [
         [
             (
-                max(tops) - top,
                 np.ascontiguousarray(w).reshape(len(w), -1, O),
-                y,
                 bias if bias is None else np.tile(bias, y.shape[2]),  # a row at a time: long inner loops
+                y,
             )
-            for top, w, y in group
+            for _, w, y in group
         ]
         for _, group in jobs
     ]
-    widest = max(kw * Wo for _, kw, Wo in columns)
+    rows = max(stride * (Ho - 1) + kh + down for *_, group in columns for down, kh, Ho in group)
+    widest = max(kw * Wo for _, kw, Wo, _ in columns)
+    size = max(y[0].size for _, group in jobs for _, _, y in group)  # of one image's output
     cuts = device.chunks(N, x.itemsize * (rows * widest * C + 2 * size), at_least=8)
 
     def body(i):
-        n = cuts[i].stop - cuts[i].start
-        plan = _plan(x.dtype, (n, H, W, C), stride, max(tops), rows, columns, n * size, n * size)
+        plan = _plan(x.dtype, (cuts[i].stop - cuts[i].start, H, W, C), stride, top, columns, O)
         plan.pad(x[cuts[i]])
-        for j, group in enumerate(jobs):
-            plan.expand(j)
-            for down, w, y, row in group:
-                Ho, Wo = y.shape[1:3]
-                acc, term = (flat[: n * Ho * Wo * O].reshape(-1, O) for flat in plan.more)
-                np.matmul(plan.rows(j, down, Ho), w[0], out=acc)
-                for k in range(1, len(w)):
-                    acc += np.matmul(plan.rows(j, down + k, Ho), w[k], out=term)
+        for j, group in enumerate(work):
+            for (rows, acc, term, images), (w, row, y) in zip(plan.expand(j), group, strict=True):
+                np.matmul(rows[0], w[0], out=acc)
+                for a, tap in zip(rows[1:], w[1:], strict=True):
+                    acc += np.matmul(a, tap, out=term)
                 if row is not None:
-                    acc = acc.reshape(-1, Wo * O)
-                    acc += row
-                y[cuts[i]] = acc.reshape(Ho, n, Wo, O).transpose(1, 0, 2, 3)  # (n, H', W', O)
+                    long = acc.reshape(-1, len(row))
+                    long += row
+                y[cuts[i]] = images
 
     device.parallel(body, len(cuts))
 
@@ -277,30 +272,39 @@ def _patch_products(x, stride, jobs, bias):
 class _Patches:
     """Memory in which n images are padded, rows first, (R, n, Q, C), and then expanded along the width for each column.
 
-    columns: for each, (left, kw, W'): its expansion A (R, n, W', kw C) holds x[n, r - top, s w - left + (0 ... kw-1)].
-    The padded images, the expansions (in one place) and `more` are pieces of this thread's scratch memory, which stays
-    in cache from op to op: worth more than writing the zeros around the images each time (3 % of a step).
+    columns: for each, (left, kw, W', ((down, kh, H'), ...)): its expansion A (R, n, W', kw C) holds
+    x[n, r - top, s w - left + (0 ... kw-1)], and each of its products with kh taps begins at row `down` of it.
+    All of it is this thread's scratch memory, which stays in cache from op to op: worth more than writing the zeros
+    around the images each time (3 % of a step).
     """
 
-    def __init__(self, dtype, shape, stride, top, R, columns, *more):
-        (n, H, W, C), self.stride = shape, stride
-        pad = max(left for left, _, _ in columns)
-        Q = max(pad - left + stride * (Wo - 1) + kw for left, kw, Wo in columns)
-        memory, padded, *self.more = device.scratch(
-            dtype, R * n * C * max(kw * Wo for _, kw, Wo in columns), R * n * Q * C, *more
-        )
+    def __init__(self, dtype, shape, s, top, columns, O):
+        n, H, W, C = shape
+        R = max(s * (Ho - 1) + kh + down for *_, group in columns for down, kh, Ho in group)
+        pad = max(left for left, *_ in columns)
+        Q = max(pad - left + s * (Wo - 1) + kw for left, kw, Wo, _ in columns)
+        out = n * O * max(Ho * Wo for _, _, Wo, group in columns for _, _, Ho in group)
+        widest = max(kw * Wo for _, kw, Wo, _ in columns)
+        memory, padded, first, second = device.scratch(dtype, R * n * C * widest, R * n * Q * C, out, out)
         padded = padded.reshape(R, n, Q, C)
         self.height, self.width = min(H, R - top), min(W, Q - pad)  # what of x is ever looked at
         self.inside = padded[top : top + self.height, :, pad : pad + self.width]
         frame = padded[:top], padded[top + self.height :], padded[:, :, :pad], padded[:, :, pad + self.width :]
         self.frame = [edge for edge in frame if edge.size]
-        self.even = -(-R // stride)  # with stride 2: even rows first, then odd, so that each tap's are contiguous
-        self.expansions = []
         row, image, column, channel = padded.strides
-        for left, kw, Wo in columns:
+        even = -(-R // s)  # with stride 2: even rows first, then odd, so that each tap's are contiguous
+        self.columns = []
+        for left, kw, Wo, group in columns:
             a = memory[: R * n * Wo * kw * C].reshape(R, n, Wo, kw * C)
-            windows = as_strided(padded[:, :, pad - left :], a.shape, (row, image, stride * column, channel))
-            self.expansions.append((a, windows))
+            windows = as_strided(padded[:, :, pad - left :], a.shape, (row, image, s * column, channel))
+            copies = [(a[:even], windows[::s])] + ([(a[even:], windows[1::2])] if s == 2 else [])
+            products = []
+            for down, kh, Ho in group:
+                starts = [k // s + (k % s) * even for k in range(down, down + kh)]
+                rows = [a[start : start + Ho].reshape(-1, kw * C) for start in starts]  # (H' n W', kw C) for each tap
+                acc, term = (flat[: n * Ho * Wo * O].reshape(-1, O) for flat in (first, second))  # (H' n W', O)
+                products.append((rows, acc, term, acc.reshape(Ho, n, Wo, O).transpose(1, 0, 2, 3)))
+            self.columns.append((copies, products))
 
     def pad(self, x):
         for edge in self.frame:
@@ -308,18 +312,11 @@ class _Patches:
         np.copyto(self.inside, x[:, : self.height, : self.width].transpose(1, 0, 2, 3))
 
     def expand(self, j):
-        a, windows = self.expansions[j]
-        if self.stride == 1:
+        """Expand along the width for column j; its products: (rows for each tap, acc, term, acc as (n, H', W', O))."""
+        copies, products = self.columns[j]
+        for a, windows in copies:
             np.copyto(a, windows)
-        else:
-            np.copyto(a[: self.even], windows[::2])
-            np.copyto(a[self.even :], windows[1::2])
-
-    def rows(self, j, k, count):
-        """Rows k, k + s, ... (`count` of them) of expansion j as a matrix (count n W', kw C)."""
-        a, _ = self.expansions[j]
-        start = k // self.stride + (k % self.stride) * self.even
-        return a[start : start + count].reshape(-1, a.shape[3])
+        return products
 
 
 _plan = device.per_thread(_Patches)

@@ -42,25 +42,29 @@ def spectral_norms(weights, states, move, axes):
         groups = [layers[i : i + LAYERS] for i in range(0, len(layers), LAYERS)]
         return [tensor for group in groups for tensor in _norms_on_gpu(group, move)]
     matrices = [_matrix(w, axis) for w, axis in zip(weights, axes, strict=True)]
-    vs, sigmas = [None] * len(weights), [None] * len(weights)
+    results = [None] * len(weights)
 
-    def iterate(i):
-        vs[i], sigmas[i] = _unit(states[i] @ matrices[i])  # (K,), |W^T u|
+    def divide(i):
+        w, u = weights[i], states[i]
+        v, sigma = _unit(u @ matrices[i])  # (K,), |W^T u|
         if move:
-            states[i][...], sigmas[i] = _unit(matrices[i] @ vs[i])  # u^T W v = |W v|, since u = W v / |W v|
+            u[...], sigma = _unit(matrices[i] @ v)  # u^T W v = |W v|, since u = W v / |W v|
+        results[i] = _quotient(w, sigma, u.copy(), v, axes[i])  # the tape's own u: the state moves on
 
-    device.parallel(iterate, len(weights))
-    us = [u.copy() for u in states]  # the tape's own: u moves on
-    return [_divided(*layer) for layer in zip(weights, us, vs, sigmas, axes, strict=True)]
+    device.parallel(divide, len(weights))
+    return results
 
 
-def _divided(w, u, v, sigma, axis):
+def _quotient(w, sigma, u, v, axis):
     """The Tensor of w / sigma, where sigma = u^T W v."""
     y = w.data / sigma
 
     def vjp(g, needs):
-        outer = np.multiply.outer(v, u) if axis == -1 else np.multiply.outer(u, v)
-        return ((g - np.vdot(g, y) * outer.reshape(y.shape)) / sigma,)
+        left, right = (v, u) if axis == -1 else (u, v)
+        dw = np.multiply.outer(left, right * -np.vdot(g, y)).reshape(y.shape)
+        dw += g
+        dw /= sigma
+        return (dw,)
 
     return Tensor(y, (w,), vjp)
 
