@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minisagan import cuda, gradcheck, ops
+from minisagan import cuda, gradcheck, kinks, ops
 from minisagan.autograd import Tensor, grad
 from minisagan.ops.spectral import spectral_norms
 
@@ -190,16 +190,30 @@ def test_softmax_and_attention_of_huge_logits(gpu, dtype):
         close(gpu.get(found), expected, 1e-5 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.parametrize("case", ["relu", "batch norm", "hinge of D"])
+def test_choices_at_kinks_are_replayed_in_both_passes(gpu, case):
+    f, *shapes = CASES[case]
+    arrays, results = draw(shapes), []
+    for put in (gpu.put, np.asarray):
+        with kinks.record() as choices:
+            f(*(Tensor(put(a)) for a in arrays))
+        with kinks.replay(choices):
+            results.append(both_passes(f, put, [-a for a in arrays]))
+    for found, expected in zip(*results, strict=True):
+        close(gpu.get(found), expected, 1e-12)
+
+
 def test_the_kinks_and_a_nan(gpu):
     """relu(0) has the derivative 0, and no op makes a number of a NaN."""
     x = np.array([-2, -0.0, 0, 1e-30, 3, math.nan], np.float32)
     y, dx = (gpu.get(a) for a in both_passes(ops.relu, gpu.put, [x]))
     assert y[:5].tolist() == x.clip(0)[:5].tolist() and np.isnan(y[5])
     assert (dx[:3] == 0).all() and (dx[3:5] != 0).all()
+    image, zero = draw([(1, 2, 3, 1)])[0], np.zeros(1)
+    assert gpu.get(both_passes(batch_norm, gpu.put, [image, zero, zero])[3]) == 0  # dbias
     scores = np.array([0.5, math.nan, 0, 0], np.float32)
     assert np.isnan(gpu.get(ops.hinge_discriminator(Tensor(gpu.put(scores))).data))
-    image, one, zero = x.reshape(1, 2, 3, 1), np.ones(1, np.float32), np.zeros(1, np.float32)
-    y = ops.batch_norm(*(Tensor(gpu.put(a)) for a in (image, one, zero)), relu=True)[0]
+    y = batch_norm(*(Tensor(gpu.put(a)) for a in (x.reshape(1, 2, 3, 1), x[3:4], x[4:5])))
     assert np.isnan(gpu.get(y.data)).all()
 
 

@@ -18,8 +18,8 @@ from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
 LAYERS = 64  # that one launch takes
-_POINTERS, _INTS = ("w", "u"), ("K", "O", "first", "rows", "tile", "group", "y", "v", "o", "share")
-_LAYER = np.dtype([(name, np.uint64) for name in _POINTERS] + [(name, np.int32) for name in _INTS])
+_INTS = ("K", "O", "first", "rows", "tile", "group", "y", "v", "o", "share")
+_LAYER = np.dtype([("w", np.uint64), ("u", np.uint64), *((name, np.int32) for name in _INTS)])
 _TABLE = np.dtype([("layer", _LAYER, LAYERS), ("count", np.int64)])  # the struct Layers of spectral.cu
 
 
@@ -95,9 +95,9 @@ def _norms_on_gpu(layers, move):
 
     table = np.zeros((), _TABLE)
     table["count"] = len(layers)
-    pointers = {"w": [a.data.ptr for a in arrays], "u": [u.data.ptr for u in states]}
-    first = [axis != -1 for axis in axes]
-    for name, values in (pointers | {"K": K, "O": O, "first": first, "rows": rows} | starts).items():
+    columns = {"w": [a.data.ptr for a in arrays], "u": [u.data.ptr for u in states], "K": K, "O": O, "rows": rows}
+    columns["first"] = [axis != -1 for axis in axes]
+    for name, values in (columns | starts).items():
         table["layer"][name][: len(layers)] = values
 
     names = "tile", "share", "o", "o", "y", "v"
@@ -108,19 +108,17 @@ def _norms_on_gpu(layers, move):
         kernels("join", total["group"], (32, 8), table, shares, Wv)
     kernels("divide", total["tile"], 256, table, v, squares, Wv, y, us, sigmas, move)
 
-    def own(x, name, i, size):
-        return x[starts[name][i] :][:size]
-
-    return [
-        _divided_on_gpu(
-            w, own(y, "y", i, sizes[i]).reshape(w.shape), own(us, "o", i, O[i]), own(v, "v", i, K[i]), sigmas[i:], axis
-        )
-        for i, (w, axis) in enumerate(zip(weights, axes, strict=True))
-    ]
+    tensors = []
+    for i, (w, axis) in enumerate(zip(weights, axes, strict=True)):
+        at_y, at_o, at_v = (starts[name][i] for name in ("y", "o", "v"))
+        own_y = y[at_y : at_y + sizes[i]].reshape(w.shape)
+        own_u, own_v = us[at_o : at_o + O[i]], v[at_v : at_v + K[i]]
+        tensors.append(_quotient_on_gpu(w, own_y, own_u, own_v, sigmas[i : i + 1], axis))
+    return tensors
 
 
-def _divided_on_gpu(w, y, u, v, sigma, axis):
-    """As _divided."""
+def _quotient_on_gpu(w, y, u, v, sigma, axis):
+    """As _quotient."""
 
     def vjp(g, needs):
         cp, blocks = cuda.cupy(), min(1024, cuda.blocks_for(y.size, 2048))
