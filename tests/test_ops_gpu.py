@@ -1,6 +1,7 @@
 """Ops whose kernels lie beside them, on a GPU or its emulation: values against the CPU, gradients, order of sums."""
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -215,6 +216,15 @@ def test_the_kinks_and_a_nan(gpu):
     assert np.isnan(gpu.get(ops.hinge_discriminator(Tensor(gpu.put(scores))).data))
     y = batch_norm(*(Tensor(gpu.put(a)) for a in (x.reshape(1, 2, 3, 1), x[3:4], x[4:5])))
     assert np.isnan(gpu.get(y.data)).all()
+
+
+@pytest.mark.parametrize("C", [3, 33])
+def test_batch_norm_in_few_blocks(gpu, C, monkeypatch):
+    """So that a thread has more positions than it takes at once."""
+    monkeypatch.setattr(import_module("minisagan.ops.batch_norm"), "BLOCKS", 5)
+    arrays = draw([(2, 60 if C == 3 else 15, 31, C), (2, C), (2, C)])
+    for found, expected in zip(*(both_passes(batch_norm, put, arrays) for put in (gpu.put, np.asarray)), strict=True):
+        close(gpu.get(found), expected, 1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 37, 33, 20), (1, 200, 90, 3)])

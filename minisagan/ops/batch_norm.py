@@ -17,6 +17,7 @@ from minisagan import cuda, device, kinks
 from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
+BLOCKS = 2048  # that a kernel's work is cut into at most: a large GPU works on some 700 at once
 
 
 def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
@@ -172,10 +173,10 @@ def _on_gpu(x, gain, bias, statistics, relu, eps):
 def _cuts(images, positions, C):
     """How a kernel's work is cut: blocks (of channels, of positions, images), their threads, positions in a block.
 
-    A thread has eight positions or more, as far as that leaves 2048 blocks: a large GPU works on some 700 at once.
+    A thread has eight positions at once, and goes on to more only where that would make too many blocks.
     """
     across = min(32, 1 << (C - 1).bit_length())
     tiles, down = -(-C // across), 256 // across
-    chunks = max(1, min(-(-positions // (8 * down)), 2048 // (tiles * images)))
+    chunks = max(1, min(-(-positions // (8 * down)), BLOCKS // (tiles * images)))
     step = -(-positions // chunks)
     return (tiles, -(-positions // step), images), (across, down), step
