@@ -29,7 +29,7 @@ NVCC += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURE
 
 @functools.cache
 def compiled(path, real, tf32):
-    """{(kernel, architecture): (registers, bytes of shared memory, bytes spilled)}, as nvcc tells; kept between runs."""
+    """{(kernel, architecture): (registers, bytes of shared memory, bytes spilled)}, as nvcc says, now or before."""
     code = SHARED.read_text() + path.read_text()
     command = [*NVCC, f"-DREAL={real}", f"-DTF32={tf32}"]
 
@@ -40,9 +40,10 @@ def compiled(path, real, tf32):
 
     said = compiler.made("log", [code, *command], compile).read_text()
     numbers = r"(\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes spill"
+    kernels = re.findall(r"entry function '(\w+)' for 'sm_(\d+)'(.*?)(?=entry function|\Z)", said, re.S)
     return {
         (name, int(arch)): tuple(sum(map(int, re.findall(number, text))) for number in numbers)
-        for name, arch, text in re.findall(r"entry function '(\w+)' for 'sm_(\d+)'(.*?)(?=entry function|\Z)", said, re.S)
+        for name, arch, text in kernels
     }
 
 
