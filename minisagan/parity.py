@@ -14,7 +14,7 @@ from minisagan import cuda, data
 from minisagan.models import Architecture
 from minisagan.train import Config, Training
 
-SMALL = Config(batch_size=16, architecture=Architecture(width=8))
+SMALL = Config(batch_size=16, architecture=Architecture(width=8))  # to be tried by anybody, in a moment
 
 
 def noise(config, count):
@@ -24,7 +24,7 @@ def noise(config, count):
     return data.Dataset("noise", images, np.arange(count) % max(1, arch.classes), ("",) * max(1, arch.classes), {})
 
 
-def errors(config=SMALL, steps=1, graph=True):
+def errors(config, steps=1, graph=True):
     """Relative differences of the GPU's training from the CPU's after `steps` steps, what -> error."""
     config = replace(config, flip=True)
     dataset = noise(config, 3 * config.batch_size)

@@ -1,5 +1,6 @@
 """The command line and the GPU: what it says where there is none, and what it does where there is one."""
 
+import importlib
 import json
 import re
 from types import SimpleNamespace
@@ -7,15 +8,18 @@ from types import SimpleNamespace
 import command_line
 import numpy as np
 import pytest
-from command_line import SMALL, minisagan, refused
+from click.testing import CliRunner
+from command_line import ROOT, SMALL, minisagan, refused
 
-from minisagan import checkpoint, cuda, runs
+from minisagan import bench, checkpoint, cuda, parity, runs
 from minisagan.commands import hardware
-from minisagan.train import Training
+from minisagan.models import Architecture
+from minisagan.train import Config, Training
 
 apart = command_line.apart  # a fixture
 pytestmark = pytest.mark.usefixtures("apart")
 one_gpu = pytest.mark.parametrize("gpu", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+SMALLER = Config(batch_size=2, architecture=Architecture(width=4, attention=8, latent=8, classes=3))
 TINY = "--batch-size", 4, "--width", 8, "--threads", 1
 
 
@@ -99,7 +103,8 @@ def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
     assert re.search(r"cuda:0 \(.+, CuPy .+, products in float32\), threads: 1\n", stderr)  # what auto took
     assert counts == [1, 1, 2, 1]  # until the next line of the log is due
     log = runs.read_log("x")
-    assert [record["step"] for record in log] == [1, 2, 4] and all(np.isfinite(list(r.values())).all() for r in log)
+    assert [record["step"] for record in log] == [1, 2, 4]
+    assert all(np.isfinite(list(record.values())).all() for record in log)
     minisagan("train", "--resume", "x", "--device", "cpu", "--threads", 1, "--steps", 6)
     stdout, _ = minisagan("train", "--resume", "x", "--device", "cuda:0", "--no-graph", "--threads", 1, "--steps", 7)
     assert stdout.startswith("x: all 7 steps are done")
@@ -119,8 +124,8 @@ def test_too_little_memory_on_the_gpu_is_one_line(gpu, monkeypatch):
 
     monkeypatch.setattr(Training, "advance", exhausted)
     stderr = minisagan("train", *TINY, "--steps", 1, "--out", "x", code=1)[1]
-    assert "Error: the GPU's memory is too small for a batch of 4 with these networks: Out of memory allocating 1,234 " \
-        "bytes. A smaller --batch-size" in stderr and stderr.count("\n") == 2
+    line = "the GPU's memory is too small for a batch of 4 with these networks: Out of memory allocating 1,234 bytes"
+    assert f"Error: {line}. A smaller --batch-size" in stderr and stderr.count("\n") == 2
     minisagan("train", "--resume", "x", "--steps", 0)
 
 
@@ -132,6 +137,7 @@ def test_gradcheck_on_the_gpu(gpu):
 
 @one_gpu
 def test_bench_on_the_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(bench, "AHEAD", 1)
     args = "--steps", 1, "--batch-size", 2, "--width", 8, "--threads", 1
     facts = json.loads(minisagan("bench", *args, "--device", "cuda", "--json")[0])
     assert facts["device"].startswith("cuda:0 (") and "TF32" in facts["device"] and facts["step_ms"] > 0
@@ -139,9 +145,30 @@ def test_bench_on_the_gpu(gpu, monkeypatch):
 
 
 @one_gpu
-def test_doctor_compares_the_gpu_with_the_cpu(gpu):
+def test_doctor_compares_the_gpu_with_the_cpu(gpu, monkeypatch):
+    monkeypatch.setattr(parity, "SMALL", SMALLER)
     text = minisagan("doctor")[0]
     assert re.search(r"^GPU +.*; used as .+, CuPy ", text, re.M)
-    found = re.findall(r"^GPU against CPU  (\w+): losses (\S+), gradients of D (\S+), gradients of G (\S+) ", text, re.M)
+    line = r"^GPU against CPU  (\w+): losses (\S+), gradients of D (\S+), gradients of G (\S+) "
+    found = re.findall(line, text, re.M)
     assert [line[0] for line in found] == ["float32", "TF32"]
     assert 0 < float(found[0][3]) < 1e-3 and float(found[1][3]) < 5e-2
+
+
+@one_gpu
+def test_the_report_of_what_only_a_gpu_can_tell(gpu, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    report = importlib.import_module("on_gpu")
+    monkeypatch.setattr(parity, "SMALL", SMALLER)
+    monkeypatch.setattr(report, "NETS", {"mnist": (SMALLER.architecture, 2)})
+    monkeypatch.setattr(report, "AHEAD", 1)
+    monkeypatch.setattr(report, "rates", lambda: (1e12, 1e12))
+    text = CliRunner().invoke(report.main, ["--net", "mnist", "--steps", "1", "--no-torch"]).output
+    assert re.search(r"minisagan on cuda:0 \(.+\)\n\d{4}-\d\d-\d\d .+ UTC", text)
+    assert re.search(r"  float32  losses \S+, gradients of D \S+, gradients of G \S+\n  TF32 ", text)
+    assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"]
+    rows = re.findall(r"  minisagan, (graphs|eager) +(\S+) +(\S+) +(\S+) +\S+\n", text)
+    assert [row[0] for row in rows] == 2 * ["graphs", "eager"] and all(float(row[1]) > 0 for row in rows)
+    floor = re.search(r"floor in TF32: \S+ GFLOP at 1 TFLOP/s: (\S+) ms, .+ GB/s: (\S+) ms", text)
+    flop, gb = map(float, floor.groups())
+    assert flop > 0.001 and gb > 0.001

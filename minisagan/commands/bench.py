@@ -52,8 +52,9 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
         click.echo(json.dumps(facts))
         return
     click.echo(
-        f"{size}x{size}, width {width}, batch {batch_size}, {facts['device']}, {device.threads()} threads: {1e3 * step:.1f} "
-        f"ms a step (median of {steps}; fastest {1e3 * min(seconds):.1f}), {batch_size / step:.0f} images/s"
+        f"{size}x{size}, width {width}, batch {batch_size}, {facts['device']}, {device.threads()} threads: "
+        f"{1e3 * step:.1f} ms a step (median of {steps}; fastest {1e3 * min(seconds):.1f}), "
+        f"{batch_size / step:.0f} images/s"
     )
     if where == "cpu":
         _show(facts)

@@ -1,4 +1,4 @@
-"""Data sets: images as uint8 with their classes, from files or drawn here. batches.py makes what networks see of them."""
+"""Data sets: images as uint8 with their classes, from files or drawn here; batches.py makes networks' input of them."""
 
 import hashlib
 import os

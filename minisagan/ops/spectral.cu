@@ -3,7 +3,7 @@
 // each. Sums are of tiles in their order, so that they do not depend on which block is first.
 //
 // A block finds v = W^T u for its rows. It need not wait for |v|, by which l2(W v) does not change: it adds up what its
-// rows give to W v while they are still in the cache. So a step of the iteration reads W from memory once.
+// rows give to W v while they are still in the cache. So a step of the iteration asks the memory for W once.
 
 #define LAYERS 64
 #define THREADS 256
@@ -61,18 +61,17 @@ extern "C" __global__ void iterate(Layers all, real* v, real* squares, real* sha
   if (t == 0) squares[blockIdx.x] = square;
   if (!move) return;
 
-  lanes = across(O, THREADS), down = THREADS / lanes;  // `lanes` threads take a column each
-  for (int o = t % lanes; o - t % lanes < O; o += lanes) {
+  lanes = across(O, THREADS), down = THREADS / lanes;  // `down` threads take a column
+  for (int o = t % lanes; o - t % lanes < O; o += lanes) {  // once, or else each thread has columns of its own
     real sum = 0;
     if (o < O)
       for (int k = t / lanes; k < rows; k += down) sum += w[k * to_k + o * to_o] * tile_v[k];
-    __syncthreads();  // what was found before has been read
     found[t] = sum;
-    __syncthreads();
-    if (t < lanes && o < O) {
-      for (int i = 1; i < down; i++) sum += found[i * lanes + t];
-      shares[layer.share + tile * O + o] = sum;
+    for (int half = THREADS / 2; half >= lanes; half /= 2) {
+      __syncthreads();
+      if (t < half) found[t] += found[t + half];
     }
+    if (t < lanes && o < O) shares[layer.share + tile * O + o] = found[t];
   }
 }
 
