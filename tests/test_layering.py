@@ -15,7 +15,7 @@ ORDER = [
     *("errors", "kinks", "device", "cuda", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
     *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),
-    *("train", "evaluation", "runs", "bench"),
+    *("train", "evaluation", "runs", "report", "bench"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 
