@@ -35,7 +35,7 @@ def plan(dataset, full, quick):
     longer = 2 if full else 1
     return [
         {"dataset": dataset, "spectral_norm": "both", "d_steps": d_steps, "lr_g": r * g, "lr_d": r * d, "seed": seed,
-         "steps": 2 if quick else longer * STEPS[d_steps]}
+         "steps": 1 if quick else longer * STEPS[d_steps]}
         for seed in range(seeds)
         for r in (RATES if full else RATES[:1])
         for d_steps, g, d in ARMS.values()
