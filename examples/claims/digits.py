@@ -11,10 +11,10 @@ from functools import cache
 import click
 import numpy as np
 from common import Clock, rounded
-from minisagan.evaluation import Judge
 
 from minisagan import data, models, nn
 from minisagan.errors import Diverged
+from minisagan.evaluation import Judge
 from minisagan.train import Config, Training, draw
 
 SAMPLES, MEASUREMENTS = 500, 10
