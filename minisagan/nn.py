@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minisagan import ops, rng
+from minisagan import cuda, ops, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
 from minisagan.ops.spectral import spectral_norms
@@ -26,7 +26,18 @@ class Module:
 
     def buffers(self):
         """All state that is no parameter (u, running mean and variance), name -> array."""
-        return dict(self._named(np.ndarray))
+        return dict(self._named(cuda.arrays()))
+
+    def to(self, like):
+        """Move all parameters and buffers to where the array `like` lies, on the CPU or the GPU; returns itself."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                value.data = np.asarray(value.data, like=like)
+            elif isinstance(value, Module):
+                value.to(like)
+            elif isinstance(value, cuda.arrays()):
+                setattr(self, name, np.asarray(value, like=like))
+        return self
 
     def train(self, training=True):
         """Set the mode of this module and all inside it; returns itself."""
@@ -204,14 +215,28 @@ class SelfAttention(Module):
         self.pooled = form == "official"
 
     def __call__(self, x):
+        return x + self.gamma * self.o(x)
+
+    def o(self, x):
+        """What attention adds to x before the gate: (N, H, W, C) -> (N, H, W, C)."""
         N, H, W, _ = x.shape
-        query, key, value = self.query(x), self.key(x), self.value(x)  # (N, H, W, C/8), C/8, C/2 or C/8
+        mixed = ops.attend(*self.projections(x))  # (N, H W, C/2 or C/8)
+        return self.output(mixed.reshape(N, H, W, -1))
+
+    def beta(self, x):
+        """The weights themselves, beta_ij for key i and query j: (N, H, W, C) -> (N, keys, H W), each column sums to 1.
+
+        Keys, as queries, are counted row by row; in the official form key i is a window of 2x2 positions.
+        """
+        query, key, _ = self.projections(x)
+        return ops.softmax(key @ query.transpose(0, 2, 1), axis=1)
+
+    def projections(self, x):
+        """Query (N, H W, C/8), key (N, keys, C/8) and value (N, keys, C/2 or C/8), keys = H W / 4 or H W."""
+        query, key, value = self.query(x), self.key(x), self.value(x)  # (N, H, W, ...)
         if self.pooled:
             key, value = ops.max_pool(key), ops.max_pool(value)  # (N, H/2, W/2, ...)
-        query, key, value = (t.reshape(N, -1, t.shape[3]) for t in (query, key, value))  # (N, positions, ...)
-        mixed = ops.attend(query, key, value)  # (N, H W, C/2 or C/8)
-        o = self.output(mixed.reshape(N, H, W, -1))  # (N, H, W, C)
-        return x + self.gamma * o
+        return tuple(t.reshape(len(x.data), -1, t.shape[3]) for t in (query, key, value))
 
 
 class UpBlock(Module):

@@ -22,7 +22,7 @@ ROWS = {  # metric: its name, its format
 }
 
 
-@click.command(short_help="Measure a generator: distances, precision, recall, asked-for class.")
+@click.command(short_help="Measure images: distances, precision, recall, class asked for.")
 @click.argument("run")
 @click.option("--count", type=click.IntRange(1), default=10_000, help="How many images to draw and measure.")
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import pictures, runs
+from minisagan import cuda, pictures, runs
+from minisagan.commands import choices, hardware
 from minisagan.errors import Fault, UsageError
-from minisagan.train import draw
+from minisagan.train import BATCH, draw
 
 
 @click.command(short_help="Draw images with a trained generator.")
@@ -18,38 +19,23 @@ from minisagan.train import draw
 @click.option("--count", type=click.IntRange(1), default=100, help="How many images, spread evenly over the classes.")
 @click.option("--classes", metavar="A,B,...|all", show_default="all", help="Which classes: names, or numbers from 0.")
 @click.option("--seed", type=int, default=0, help="Of the noise: an image depends on it and its own number alone.")
+@click.option("--truncation", metavar="T", type=click.FloatRange(0.1), show_default="none",
+              help="Redraw each number of the noise until it is within -T to T: less variety, fewer odd images.")
 @click.option("-o", "--output", metavar="FILE", default="samples.png",
               help="NAME.png: a grid, a row for each class. NAME.npz: arrays images and labels. "
               "NAME or NAME/: a new folder, a PNG for each image.")
-def command(run, count, classes, seed, output):
+@hardware.device_option()
+def command(run, count, classes, seed, truncation, output, where):
     """Draw images with the generator of RUN, a run's folder (its newest checkpoint) or a checkpoint file."""
     write = _writer(output)
     generator, config, about, file = runs.load_generator(run)
-    chosen = _choose(classes, about["classes"], config.architecture.classes)
-    images, labels = draw(generator, count, chosen, seed, about["image_size"])
+    chosen = choices.classes(classes, about["classes"], config.architecture.classes)
+    if hardware.choose(where) != "cpu":
+        generator.to(cuda.cupy().empty(0))
+    with hardware.memory(BATCH):
+        images, labels = draw(generator, count, chosen, seed, about["image_size"], truncation)
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
-
-
-def _choose(text, names, known):
-    """The numbers of the classes in `text`, or None for a generator without classes (`known` = 0)."""
-    if not known:
-        if text:
-            raise UsageError("--classes: this generator was trained without classes")
-        return None
-    if text in (None, "all"):
-        return list(range(known))
-    chosen = []
-    for name in text.split(","):
-        name = name.strip()
-        if name in names:
-            chosen.append(names.index(name))
-        elif name.isdecimal() and int(name) < known:
-            chosen.append(int(name))
-        else:
-            shown = ", ".join(names[:20]) + (", ..." if known > 20 else "")
-            raise UsageError(f"--classes: there is no class {name!r}; there are {shown}, or 0 to {known - 1}")
-    return list(dict.fromkeys(chosen))
 
 
 def _writer(output):
