@@ -25,7 +25,7 @@ stand upright: nothing before 4x4 can compare them, but attention at 16x16 can; 
 is nearer. Bars 12 apart almost touch when they lie. G's bars all come from one z through 4x4, where everything sees
 everything. So no network here is unable to solve the task, and the question is the paper's: does attention make it
 easier, and more so for what is far apart? With 32x32 pixels, 8 to 16 channels where attention is, and 1000 steps,
-gamma has hardly left 0 when the run ends, and a null result says little about 128x128 with 256 channels and a million
+gamma has hardly left 0 when a run ends, and a null result says little about 128x128 with 256 channels and a million
 steps. Neither would a positive one.
 
 The settings were chosen with seed 100, which is not among those measured, and by the network without attention: it
