@@ -57,6 +57,7 @@ class _Team:
         finally:
             for _ in range(helpers):
                 self.done.acquire()
+            self.work = None  # it may hold what should die
         if self.error:
             raise self.error
 
@@ -144,7 +145,7 @@ def elementwise(op, *arrays):
     if any(cuda.on_gpu(a) for a in arrays):
         return op(*arrays)
     x = arrays[0]
-    if x.nbytes < CHUNK_BYTES or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
+    if x.nbytes < CHUNK_BYTES // 4 or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
         y = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), np.result_type(*arrays))
         op(*arrays, out=y)
         return y

@@ -5,6 +5,7 @@ the generator has width * min(S / r, 16) at resolution r, and 4x4 has what 8x8 h
 width * min(S / (2 r), 16).
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minisagan import ops
@@ -150,3 +151,20 @@ class Discriminator(Module):
         h = ops.relu(self.last(x)).sum((1, 2))  # (N, C)
         score = self.output(h).reshape(-1)  # (N,)
         return score + (self.embedding(labels) * h).sum(1) if self.arch.classes else score
+
+
+@contextmanager
+def attended(network):
+    """Inside, a list that gets (x, y) of each call y = attention(x) of the network, as arrays: for looking on."""
+    layer, seen = network.attention, []
+
+    def attention(x):
+        y = layer(x)
+        seen.append((x.data, y.data))
+        return y
+
+    network.attention = attention
+    try:
+        yield seen
+    finally:
+        network.attention = layer

@@ -12,6 +12,7 @@ import numpy as np
 from minisagan import cuda, ops, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
+from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -188,8 +189,7 @@ class BatchNorm(Module):
         if not self.training:
             return ops.batch_norm(x, gain, bias, (self.mean, self.var), relu=True)[0]
         y, statistics = ops.batch_norm(x, gain, bias, relu=True)
-        for running, new in zip((self.mean, self.var), statistics, strict=True):
-            running += (1 - self.momentum) * (new - running)
+        update_running((self.mean, self.var), statistics, self.momentum)
         return y
 
 
@@ -215,14 +215,28 @@ class SelfAttention(Module):
         self.pooled = form == "official"
 
     def __call__(self, x):
+        return x + self.gamma * self.o(x)
+
+    def o(self, x):
+        """What attention adds to x before the gate: (N, H, W, C) -> (N, H, W, C)."""
         N, H, W, _ = x.shape
-        query, key, value = self.query(x), self.key(x), self.value(x)  # (N, H, W, C/8), C/8, C/2 or C/8
+        mixed = ops.attend(*self.projections(x))  # (N, H W, C/2 or C/8)
+        return self.output(mixed.reshape(N, H, W, -1))
+
+    def beta(self, x):
+        """The weights themselves, beta_ij for key i and query j: (N, H, W, C) -> (N, keys, H W), each column sums to 1.
+
+        Keys, as queries, are counted row by row; in the official form key i is a window of 2x2 positions.
+        """
+        query, key, _ = self.projections(x)
+        return ops.softmax(key @ query.transpose(0, 2, 1), axis=1)
+
+    def projections(self, x):
+        """Query (N, H W, C/8), key (N, keys, C/8) and value (N, keys, C/2 or C/8), keys = H W / 4 or H W."""
+        query, key, value = self.query(x), self.key(x), self.value(x)  # (N, H, W, ...)
         if self.pooled:
             key, value = ops.max_pool(key), ops.max_pool(value)  # (N, H/2, W/2, ...)
-        query, key, value = (t.reshape(N, -1, t.shape[3]) for t in (query, key, value))  # (N, positions, ...)
-        mixed = ops.attend(query, key, value)  # (N, H W, C/2 or C/8)
-        o = self.output(mixed.reshape(N, H, W, -1))  # (N, H, W, C)
-        return x + self.gamma * o
+        return tuple(t.reshape(len(x.data), -1, t.shape[3]) for t in (query, key, value))
 
 
 class UpBlock(Module):

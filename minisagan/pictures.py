@@ -22,35 +22,45 @@ VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962",
 HEAT = np.array([list(bytes.fromhex(colour)) for colour in VIRIDIS], float)  # (9, 3), evenly spaced
 GREYS = ((np.arange(256) + 8) // 17 * 17).astype(np.uint8)  # the nearest of 16 levels from 0 to 255
 GAP, GAP_GREY = 2, 128  # pixels between the images of a grid, and their value
-FRAMES, COLOURS = 40, 64  # the most that a film gets
+LINE, SMALL = 18, 12  # pixels: a line of text above or below an image, and its letters
+FRAMES, COLOURS = 40, 64  # of a film: the most that it gets, if not asked for more
 INK, AXIS, RULE = "#333333", "#999999", "#E8E8E8"
 DENSE = 200  # points: a series of as many is drawn pale, with its running mean over it
 _font = lru_cache(ImageFont.load_default)  # by size in pixels
 _plain = lambda text: text.encode("ascii", "replace").decode()  # the font has little more
 
 
-def grid(images, columns, scale=None, names=None):
+def grid(images, columns, scale=None, names=None, heads=None, captions=None):
     """Images uint8 (N, H, W, C) in rows of `columns`, as one picture (H', W', C) with grey gaps of 2 pixels.
 
     Each pixel becomes `scale` x `scale` pixels; by default just so many that an image is 56 or more wide.
-    `names`, one for each row, are written to the left of the rows. UsageError for 0 images, columns or scale.
+    `names`, one for each row, are written to the left of the rows; `heads`, one for each column, above the columns;
+    `captions`, one for each image, below the images. UsageError for 0 images, columns or scale.
     """
     n, h, w, c = _checked(images, 4).shape
     scale = max(1, -(-56 // w)) if scale is None else scale
     if min(n, columns, scale) < 1:
         raise UsageError(f"a grid of {n} images, {columns} columns, scale {scale}: each must be 1 or more")
     columns, rows = min(columns, n), -(-n // columns)
-    h, w = h * scale + GAP, w * scale + GAP
+    images, w = images.repeat(scale, 1).repeat(scale, 2), w * scale + GAP
+    if captions is not None:
+        below = [_strip(LINE, w - GAP, c, SMALL, "mm", [(w / 2 - 1, LINE / 2, text)]) for text in captions]
+        images = np.concatenate([images, below], axis=1)
+    h = images.shape[1] + GAP
     cells = np.full((rows * columns, h, w, c), GAP_GREY, np.uint8)
-    cells[:n, :-GAP, :-GAP] = images.repeat(scale, 1).repeat(scale, 2)
+    cells[:n, :-GAP, :-GAP] = images
     cells = cells.reshape(rows, columns, h, w, c).swapaxes(1, 2)  # (rows, h, columns, w, C)
     sheet = cells.reshape(rows * h, columns * w, c)[:-GAP, :-GAP]
-    if names is None:
-        return sheet
-    size = max(9, min(18, h * 2 // 3))
-    width = 16 + max(_length(name, size) for name in names)
-    places = [(width - 8, k * h + (h - GAP) / 2, name) for k, name in zip(range(rows), names, strict=True)]
-    return np.concatenate([_strip(len(sheet), width, c, size, "rm", places), sheet], axis=1)
+    if names is not None:
+        size = max(9, min(18, h * 2 // 3))
+        width = 16 + max(_length(name, size) for name in names)
+        places = [(width - 8, k * h + (h - GAP) / 2, name) for k, name in zip(range(rows), names, strict=True)]
+        sheet = np.concatenate([_strip(len(sheet), width, c, size, "rm", places), sheet], axis=1)
+    if heads is not None:
+        left = sheet.shape[1] - columns * w + GAP
+        places = [(left + k * w + w / 2 - 1, LINE / 2, head) for k, head in zip(range(columns), heads, strict=True)]
+        sheet = np.concatenate([_strip(LINE, sheet.shape[1], c, SMALL, "mm", places), sheet])
+    return sheet
 
 
 def write_png(path, image):
@@ -66,14 +76,14 @@ def read_png(path):
         raise DataError(f"{path}: not a picture that can be read: {error}") from error
 
 
-def write_gif(path, frames, milliseconds, last=None, captions=None):
+def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES):
     """Writes frames uint8 (H, W, C), all of one shape, as a film that never ends; Fault as in `write_png`.
 
-    Of more than 40 frames 40 are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
+    Of more than `most` frames so many are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
     tens), the last one for `last`; equal neighbours become one. `captions`, one text for each frame, are
     written below. To keep the file small there are 16 greys, or 64 colours chosen for the whole film.
     """
-    kept = np.linspace(0, len(frames) - 1, min(len(frames), FRAMES)).astype(int)
+    kept = np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)
     film = _few_colours(_checked(np.stack([frames[k] for k in kept]), 4))  # (N, H, W, C)
     if captions is not None:
         film = _captioned(film, [captions[k] for k in kept])
@@ -150,8 +160,8 @@ class Panel:
 def curves(path, records):
     """Draws a run's log, a list of dicts, as a picture (H, W, 3); writes it to `path` unless that is None.
 
-    Keys: step, loss_d, loss_g, d_real, d_fake, gamma_d, gamma_g. What a record lacks, or has as None, is left
-    out; a NaN leaves a gap. A run that logs no gamma has no panel for it.
+    Keys: step, loss_d, loss_g, d_real, d_fake, gamma_d, gamma_g, frechet. What a record lacks, or has as None, is
+    left out; a NaN leaves a gap. A run that logs no gamma, or no Frechet distance, has no panel for it.
     """
     def series(label, key):
         points = [(r["step"], r[key]) for r in records if None not in (r.get("step"), r.get(key))]
@@ -163,6 +173,8 @@ def curves(path, records):
     panels = [Panel("Losses", "step", "loss", losses), Panel("Discriminator", "step", "mean output", outputs)]
     if any(len(xs) for _, xs, _ in gammas):
         panels.append(Panel("Attention", "step", "gamma", gammas))
+    if len((distance := series("samples v. test images", "frechet"))[1]):
+        panels.append(Panel("Frechet distance", "step", "distance", [distance]))
     image = plot(panels)
     if path is not None:
         write_png(path, image)
@@ -297,3 +309,31 @@ def overlay(image, heat, alpha=0.6):
     """`heat`, floats (h, w) in [0, 1], stretched over uint8 (H, W, C) as colour of opacity `alpha`."""
     heat = Image.fromarray(heat.astype(np.float32)).resize(_checked(image, 3).shape[1::-1], Image.BILINEAR)
     return ((1 - alpha) * image + alpha * colormap(np.asarray(heat)) + 0.5).astype(np.uint8)  # (H, W, 3)
+
+
+def dot(image, y, x, colour, radius=4):
+    """uint8 (H, W, C) with a disc "#rrggbb" around (y, x), in pixels from the corner, in a white and a dark ring."""
+    height, width = _checked(image, 3).shape[:2]
+    distance = np.hypot(np.arange(height)[:, None] + 0.5 - y, np.arange(width) + 0.5 - x)  # (H, W)
+    for r, tint in ((radius + 2.5, INK), (radius + 1.5, "#FFFFFF"), (radius, colour)):
+        cover = np.clip(r + 0.5 - distance, 0, 1)[..., None]
+        image = (1 - cover) * image + cover * ImageColor.getrgb(tint)
+    return (image + 0.5).astype(np.uint8)  # (H, W, 3)
+
+
+def framed(image, colour, width=3):
+    """uint8 (H, W, 3) with its outermost `width` pixels painted "#rrggbb"."""
+    painted = np.empty_like(_checked(image, 3))
+    painted[...] = ImageColor.getrgb(colour)
+    inside = slice(width, -width)
+    painted[inside, inside] = image[inside, inside]
+    return painted
+
+
+def noted(image, lines):
+    """uint8 (H, W, C) with lines of text below it, on white, widened if they need it."""
+    h, w, c = _checked(image, 3).shape
+    width = max(w, 16 + max(_length(line, SMALL) for line in lines))
+    image = np.pad(image, ((0, 0), (0, width - w), (0, 0)), constant_values=255)
+    places = [(8, (k + 0.5) * LINE, line) for k, line in enumerate(lines)]
+    return np.concatenate([image, _strip(LINE * len(lines), width, c, SMALL, "lm", places)])

@@ -3,7 +3,7 @@
 Philox4x64-10 (Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011) is a
 bijection of a 256-bit counter under a 128-bit key: ten rounds of multiply and xor. Here
 
-    bits[4b .. 4b + 3] = Philox(key = (seed, stream), counter = (b, step, 0, 0))      for block b = 0, 1, ...
+    bits[4b .. 4b + 3] = Philox(key = (seed, stream), counter = (b, step, redraw, 0))      for block b = 0, 1, ...
 
 so a checkpoint has nothing to save but the step, a resumed run draws what the uninterrupted one would have
 drawn, and a GPU thread computes any element from its index alone. The integers are equal on every device;
@@ -40,15 +40,16 @@ class Stream:
     SAMPLE_LABELS = 8  # classes of the same
     STANDING_Z = 9  # latents for standing statistics; step = batch
     STANDING_LABELS = 10  # classes of the same
+    SHIFT = 11  # how a classifier's training images are moved; step = training step
 
 
-def bits(count, seed, stream, step):
-    """The first `count` words of a step: uint64 (count,).
+def bits(count, seed, stream, step, redraw=0):
+    """The first `count` words of a step: uint64 (count,). `redraw` counts other words for the same use, from 0.
 
     UsageError unless seed, stream and step are integers in [0, 2^64).
     """
     seed, stream, step = _word("seed", seed), _word("stream", stream), _word("step", step)
-    first = step * WORD  # the counter (0, step, 0, 0) as one integer; NumPy adds 1 before it makes a block
+    first = step * WORD + redraw * WORD**2  # the counter (0, step, redraw, 0); NumPy adds 1 before it makes a block
     return np.random.Philox(key=stream * WORD + seed, counter=(first - 1) % WORD**4).random_raw(count)
 
 
@@ -59,7 +60,7 @@ def uniform(shape, seed, stream, step):
     return ((bits(math.prod(shape), seed, stream, step) >> 11) * TO_UNIT).reshape(shape)
 
 
-def normal(shape, seed, stream, step):
+def normal(shape, seed, stream, step, redraw=0):
     """Standard normal: float32 of `shape`, by Box and Muller in float64, rounded once at the end.
 
     Elements 2i and 2i + 1 come from words 2i and 2i + 1; an odd number of elements drops the last sine:
@@ -73,11 +74,27 @@ def normal(shape, seed, stream, step):
     if cuda.on_gpu(step):
         return _draw("normal", shape, np.float32, seed, stream, step)
     size = math.prod(shape)
-    words = (bits(size + size % 2, seed, stream, step) >> 11).reshape(-1, 2)  # (pairs, 2)
+    words = (bits(size + size % 2, seed, stream, step, redraw) >> 11).reshape(-1, 2)  # (pairs, 2)
     radius = np.sqrt(-2 * np.log((words[:, 0] + 1) * TO_UNIT))
     angle = 2 * np.pi * (words[:, 1] * TO_UNIT)
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)  # (pairs, 2)
     return pairs.reshape(-1)[:size].reshape(shape).astype(np.float32)
+
+
+def truncated_normal(shape, limit, seed, stream, step):
+    """Standard normal on condition that |x| <= limit: float32 of `shape`.
+
+    Element i is element i of the first of the draws normal(..., redraw = 0, 1, 2, ...) in which it lies within: so it
+    is as random as ever, depends on no other element, and where `normal` was within the limit nothing changes.
+    UsageError for a limit below 0.1, of which only 8 % of all draws would be.
+    """
+    if not limit >= 0.1:  # True for NaN, too
+        raise UsageError(f"the truncation must be at least 0.1, not {limit}")
+    x, redraw = normal(shape, seed, stream, step), 0
+    while (outside := np.abs(x) > limit).any():
+        redraw += 1
+        x = np.where(outside, normal(shape, seed, stream, step, redraw), x)
+    return x
 
 
 def labels(count, classes, seed, stream, step):

@@ -5,6 +5,9 @@
     RUN/checkpoints/step-00001000.safetensors      everything needed to go on, and to sample
     RUN/samples/step-00001000.png                  the same latents and classes each time
     RUN/progress.gif  RUN/curves.png               the samples over time; losses, scores, gates of attention
+    RUN/evaluation.json                            what minisagan evaluate measured last
+
+RUN/best stands for the checkpoint with the least Frechet distance in the log, among those that are there.
 """
 
 import contextlib
@@ -16,19 +19,30 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from minisagan import __version__, checkpoint, cuda, data, device, pictures, rng
 from minisagan.errors import DataError, Diverged, Fault, UsageError
+from minisagan.evaluation import Judge
 from minisagan.lockfile import locked
-from minisagan.models import Generator
+from minisagan.models import Discriminator, Generator
 from minisagan.train import Config, Training, generate
 
 LOG_EVERY = 10
-OPTIONS = (250, 500, 3)  # steps between pictures, steps between checkpoints, how many checkpoints stay
+EVALUATED = 1000  # images that are measured during training
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
-OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png")  # and no other file is ever deleted
+OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json")  # all that we delete
+
+
+class Options(NamedTuple):
+    """What a run does beside training: steps between two times (0: never), and how many checkpoints stay."""
+
+    sample_every: int = 250
+    checkpoint_every: int = 500
+    keep: int = 3
+    evaluate_every: int = 0
 
 
 class Run:
@@ -39,19 +53,22 @@ class Run:
                 ...
             run.finish()
 
-    `options` are (sample_every, checkpoint_every, keep): steps, 0 for never, and how many checkpoints stay. `where`
-    (gpu, graph) is Training's: a run may go on where it did not begin.
+    `where` (gpu, graph) is Training's: a run may go on where it did not begin.
+    With `evaluate_every` some images are measured every so many steps, and the checkpoint of the least Frechet distance
+    is written and kept, too; that needs the data set's test images, and its classifier.
     """
 
-    def __init__(self, folder, training, seconds=0.0, options=None):
+    def __init__(self, folder, training, seconds=0.0, options=(), data_dir=None):
         self.folder, self.training, self.seconds = Path(folder), training, seconds
-        self.sample_every, self.checkpoint_every, self.keep = options or OPTIONS
+        self.options, self.judge = Options(*options), None
+        if self.options.evaluate_every:
+            self.judge = Judge(training.dataset, EVALUATED, training.config.seed, data_dir)
         self.started = time.monotonic() - seconds
         self.saved = None  # the step of the last checkpoint of this process
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, folder, config, dataset, options=None, force=False, **where):
+    def create(cls, folder, config, dataset, options=(), force=False, data_dir=None, **where):
         """A new run in an empty or new folder; with `force`, what an older run left there is deleted first.
 
         Writes config.json and a first checkpoint, so that a disk that refuses does so before step 1.
@@ -64,6 +81,7 @@ class Run:
                     f"{folder} is not empty: --resume {folder} goes on with a run, "
                     "--force replaces it, --out names another folder"
                 )
+            run = cls(folder, training, options=options, data_dir=data_dir)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
@@ -72,7 +90,6 @@ class Run:
                 _clear(folder)
                 for name in ("checkpoints", "samples"):
                     (folder / name).mkdir(exist_ok=True)
-                run = cls(folder, training, options=options)
                 run._describe()
                 _write(folder / "log.jsonl", "")
                 run.save()
@@ -86,14 +103,14 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def resume(cls, path, steps=None, data_dir=None, options=None, **where):
+    def resume(cls, path, steps=None, data_dir=None, options=(), **where):
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
         What the run wrote after that checkpoint is deleted: it will be written anew.
         """
         file = find(path)
-        folder = Path(os.path.normpath(file.parent / ".."))
-        if file.absolute().parent.name != "checkpoints" or not (folder / "config.json").is_file():
+        folder = _folder_of(file)
+        if folder is None:
             raise UsageError(f"{file}: this checkpoint does not lie in a run, there is no config.json above it")
         with locked(folder):
             file = find(path)
@@ -101,16 +118,11 @@ class Run:
             config, step = read_config(about, file), int(about["step"])
             if steps is not None and steps < step:
                 raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
-            size = config.architecture.size if config.dataset not in data.NAMES else None
-            dataset = data.load(config.dataset, data_dir, size=size)
-            then, now = json.loads(about["data"]), about_data(dataset)
-            if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
-                changed = _difference(then, now)
-                raise DataError(f"{config.dataset}: not the data that {folder} was trained on: {changed}")
+            dataset = load_data(config, json.loads(about["data"]), folder, data_dir)
             training = Training(config if steps is None else replace(config, steps=steps), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
-            run = cls(folder, training, float(about["seconds"]), options)
+            run = cls(folder, training, float(about["seconds"]), options, data_dir)
             run.saved = step
             try:
                 _clear(folder, STEP_FILES, after=step)
@@ -141,14 +153,22 @@ class Run:
             raise Diverged(f"{error}. The last good checkpoint is {newest}") from None
         self.seconds = time.monotonic() - self.started
         record = {"step": training.step, "seconds": round(self.seconds, 3)} | record
-        if training.step % LOG_EVERY == 0 or training.step == 1:
+        better = False
+        if self._due(self.options.evaluate_every):
+            record |= self.evaluate()
+            before = best(self.folder)
+            better = before is None or record["frechet"] < before[0]
+        if self._due(LOG_EVERY) or training.step == 1 or "frechet" in record:
             record |= training.measures()
             self._log(record)
-        if self.sample_every and training.step % self.sample_every == 0:
+        if self._due(self.options.sample_every):
             self.sample()
-        if self.checkpoint_every and training.step % self.checkpoint_every == 0:
+        if self._due(self.options.checkpoint_every) or better:
             self.save()
         return record
+
+    def _due(self, every):
+        return every and self.training.step % every == 0
 
     def finish(self):
         """The last checkpoint and pictures."""
@@ -175,8 +195,20 @@ class Run:
             "log_bytes": str((self.folder / "log.jsonl").stat().st_size),
         }
         checkpoint.save(checkpoint.path_of(folder, training.step), training.state(), about)
-        checkpoint.prune(folder, self.keep)
+        kept = best(self.folder)
+        checkpoint.prune(folder, self.options.keep, kept and kept[1])
         self.saved = training.step
+
+    def evaluate(self):
+        """Metric -> number, of EVALUATED images; always of the same latents and classes."""
+        training = self.training
+        arch, seed = training.config.architecture, training.config.seed
+        z = rng.normal((EVALUATED, arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
+        labels = np.arange(EVALUATED) % arch.classes if arch.classes else None
+        images = data.to_uint8(generate(training.sampler(), z, labels), training.dataset.image_size)
+        found = self.judge.measure(images, labels)
+        found.pop("worst_class", None)  # a name among numbers
+        return found
 
     def sample(self):
         """Write the picture of this step: a row for each class, always of the same latents."""
@@ -207,10 +239,14 @@ class Run:
 
 
 def find(path):
-    """The checkpoint meant by `path`: the file itself, or the newest of a run folder."""
+    """The checkpoint meant by `path`: the file itself, the newest of a run folder, or with RUN/best its best."""
     path = Path(path)
     if path.is_file():
         return path
+    if path.name == "best" and (path.parent / "log.jsonl").is_file():
+        if not (found := best(path.parent)):
+            raise UsageError(f"{path}: this run has no evaluated checkpoint; train --evaluate-every keeps the best one")
+        return found[1]
     if not path.is_dir():
         raise UsageError(f"{path}: no such run folder or checkpoint")
     newest = checkpoint.newest(path / "checkpoints")
@@ -233,14 +269,66 @@ def read_config(about, file):
 
 def load_generator(path):
     """The averaged generator of a run or checkpoint, ready to sample from: (generator, config, its data, file)."""
+    return _load(path, Generator, "average")
+
+
+def load_discriminator(path):
+    """The discriminator of a run or checkpoint, in evaluation mode: (discriminator, config, its data, file)."""
+    return _load(path, Discriminator, "D")
+
+
+def _load(path, kind, prefix):
     file = find(path)
     tensors, about = checkpoint.load(file)
     config = read_config(about, file)
-    generator = Generator(config.architecture)
-    wanted = {f"average.{name}": p.data for name, p in generator.parameters().items()}
-    wanted |= {f"average.{name}": buffer for name, buffer in generator.buffers().items()}
-    checkpoint.match({name: x for name, x in tensors.items() if name.startswith("average.")}, wanted)
-    return generator.eval(), config, json.loads(about["data"]), file
+    network = kind(config.architecture)
+    wanted = {f"{prefix}.{name}": p.data for name, p in network.parameters().items()}
+    wanted |= {f"{prefix}.{name}": buffer for name, buffer in network.buffers().items()}
+    checkpoint.match({name: x for name, x in tensors.items() if name.startswith(f"{prefix}.")}, wanted)
+    return network.eval(), config, json.loads(about["data"]), file
+
+
+def load_data(config, then, run, data_dir=None):
+    """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same."""
+    if config.dataset not in data.NAMES and not Path(config.dataset).is_dir():
+        raise DataError(f"{config.dataset}: the folder of images that {run} was trained on is not there")
+    size = config.architecture.size if config.dataset not in data.NAMES else None
+    dataset = data.load(config.dataset, data_dir, size=size)
+    now = about_data(dataset)
+    if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
+        changed = _difference(then, now)
+        raise DataError(f"{config.dataset}: not the data that {run} was trained on: {changed}")
+    return dataset
+
+
+def best(folder):
+    """(Frechet distance, checkpoint) of the run's best, as far as it was measured and the file is there; or None."""
+    found = (
+        (record["frechet"], checkpoint.path_of(Path(folder) / "checkpoints", record["step"]))
+        for record in read_log(folder)
+        if "frechet" in record
+    )
+    return min(((distance, file) for distance, file in found if file.is_file()), default=None)
+
+
+def write_evaluation(file, facts):
+    """Writes evaluation.json into the run that the checkpoint `file` lies in; its path, or None if it lies in none."""
+    folder = _folder_of(file)
+    if folder is None:
+        return None
+    path = folder / "evaluation.json"
+    try:
+        _write(path, json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise Fault(f"{path}: not written: {error.strerror}") from error
+    return path
+
+
+def _folder_of(file):
+    """The folder of the run that has this checkpoint, or None."""
+    folder = Path(os.path.normpath(file.parent / ".."))
+    inside = file.absolute().parent.name == "checkpoints" and (folder / "config.json").is_file()
+    return folder if inside else None
 
 
 def read_log(folder):

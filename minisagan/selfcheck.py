@@ -281,6 +281,17 @@ def embedding(draw):
 
 
 @_table
+def cross_entropy(draw):
+    def loss(*labels):
+        return lambda x: ops.cross_entropy(x, np.array(labels))
+
+    yield Case("labels repeated and unused", loss(3, 0, 3), draw((3, 4)))
+    yield Case("one image", loss(1), draw((1, 3)))
+    (x,) = draw((4, 3))
+    yield Case("logits of +-1000", loss(2, 0, 1, 2), (x + 1e3 * np.sign(x),))
+
+
+@_table
 def hinge_discriminator(draw):
     yield Case("a batch", ops.hinge_discriminator, draw((12,)))
     yield Case("one of each", ops.hinge_discriminator, draw((2,)))

@@ -14,8 +14,9 @@ import minisagan
 ORDER = [
     *("errors", "kinks", "cuda", "device", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
-    *("checkpoint", "lockfile", "pictures", "train", "runs", "bench", "parity"),
-    *("commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
+    *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),
+    *("train", "evaluation", "runs", "bench", "parity"),
+    *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 
 # Which modules may import what is not Python's own.

@@ -141,6 +141,21 @@ def test_softmax_of_huge_logits(dtype):
     assert np.isfinite(dx).all() and np.abs(dx.sum(-1)).max() < 1e-6
 
 
+def test_cross_entropy_is_its_definition():
+    (x,) = draw((4, 3))
+    labels = np.array([2, 0, 0, 1])
+    likelihood = [math.exp(row[k]) / math.fsum(map(math.exp, row)) for row, k in zip(x, labels, strict=True)]
+    close(value(ops.cross_entropy, x, labels=labels), np.array(-math.fsum(map(math.log, likelihood)) / 4))
+
+
+def test_cross_entropy_of_huge_logits():
+    x, labels = np.array([[1e30, 0, -1e30], [1000, 998, 0]], np.float32), np.array([0, 1])
+    loss, dx = both_passes(lambda x: ops.cross_entropy(x, labels), x, cotangent=np.float32(2))
+    close(loss, np.float32((2 + math.log1p(math.exp(-2))) / 2), 1e-7)
+    e = 1 / (1 + math.exp(-2))
+    close(dx, np.array([[0, 0, 0], [e, -e, 0]]), 1e-6)
+
+
 def attended(query, key, value):
     """SAGAN's equations 1 and 2 in two loops: beta_ji, the weight of position i at j, sums to 1 over i."""
     o = np.zeros((*query.shape[:2], value.shape[2]))

@@ -100,6 +100,9 @@ TWINS = {
         lambda w: ops.spectral_norm(w, U.copy(), True, 0), spectral_norm(U, True, 0), (4, 7)
     ),
     "embedding": (lambda t: ops.embedding(t, LABELS), lambda t: F.embedding(torch.tensor(LABELS), t), (5, 4)),
+    "cross_entropy": (
+        lambda x: ops.cross_entropy(x, LABELS), lambda x: F.cross_entropy(x, torch.tensor(LABELS)), (5, 4)
+    ),
     "hinge_discriminator": (ops.hinge_discriminator, hinge, (12,)),
     "hinge_generator": (ops.hinge_generator, lambda scores: -scores.mean(), (7,)),
 }  # fmt: skip

@@ -93,6 +93,30 @@ def test_grid_writes_the_name_of_each_row_beside_it(channels):
     assert len(ink) >= 12 and abs(ink.mean() - 30) < 3  # high enough to read, halfway down the row
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_writes_heads_above_the_columns_and_captions_below_the_images(channels):
+    images = noise(5, 60, 60, channels)
+    plain = grid(images, 3)
+    sheet = grid(images, 3, heads=["a", "", "b"], captions=["x", "", "y", "x", ""], names=["", ""])
+    left = sheet.shape[1] - plain.shape[1]
+    assert sheet.shape[0] == plain.shape[0] + 3 * 18 and (sheet[:18, :left] == 255).all()
+    for k in range(6):
+        top, x = 18 + k // 3 * (60 + 18 + 2), left + k % 3 * 62
+        cell = sheet[top:top + 60, x:x + 60]
+        np.testing.assert_array_equal(cell, images[k] if k < 5 else 128)
+    heads = sheet[:18, left:]
+    first, second = sheet[78:96, left:], sheet[158:176, left:]
+    for strip, texts in ((heads, "a b"), (first, "x y")):
+        for k, text in enumerate(texts):
+            part = strip[:, 62 * k:62 * k + 60]
+            ink = np.argwhere(part.min(-1) < 100)
+            assert (part == 255).all() if text == " " else len(ink) > 6 and np.abs(ink.mean(0) - [9, 30]).max() < 3
+    assert not np.array_equal(heads[:, :60], heads[:, 124:])
+    np.testing.assert_array_equal(first[:, :60], second[:, :60])
+    with pytest.raises(ValueError):
+        grid(images, 3, heads=["one for three columns"])
+
+
 def test_grid_refuses_what_cannot_be_a_grid():
     for arguments in [dict(columns=0), dict(columns=2, scale=0)]:
         with pytest.raises(UsageError, match="0"):
@@ -408,6 +432,17 @@ def test_curves_without_gates_has_two_panels():
     assert curves(None, log(30, gamma_d=None)).shape == (750, 900, 3)
 
 
+def test_curves_with_measurements_has_a_panel_more():
+    records = log(30)
+    for record in records[9::10]:
+        record["frechet"] = 40.0 - record["step"]
+    image = curves(None, records)
+    assert image.shape == (1000, 900, 3)
+    falling = rows(image[750:], BLUE)  # in pixels from above
+    where = inked(falling)
+    assert len(where) > 400 and falling[where[-1]] - falling[where[0]] > 100
+
+
 def test_curves_passes_over_what_is_missing_but_leaves_a_gap_at_a_nan():
     def longest_gap(value):
         records = log(61)
@@ -467,3 +502,41 @@ def test_overlay_stretches_a_small_map_over_the_image():
     assert shown.shape == (40, 30, 3)
     np.testing.assert_array_equal(shown[39, 0], [253, 231, 37])
     np.testing.assert_array_equal(shown[0, 29], [68, 1, 84])
+
+
+# Marks
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dot_is_a_disc_in_two_rings_about_its_place(channels):
+    image = np.full((40, 30, channels), 90, np.uint8)
+    marked = pictures.dot(image, 20, 12, VERMILLION, radius=5)  # the corner between four pixels
+    assert marked.shape == (40, 30, 3) and (image == 90).all()
+    y, x = np.indices((40, 30)) + 0.5
+    distance = np.hypot(y - 20, x - 12)
+    for low, high, colour in ((0, 4.5, VERMILLION), (5.6, 5.9, "#ffffff"), (8.1, 99, "#5a5a5a")):
+        ring = (distance >= low) & (distance <= high)
+        assert ring.sum() >= 4 and near(marked, colour, 30)[ring].all(), colour
+    assert marked[distance < 9].astype(int).min() < 60  # the dark ring
+    np.testing.assert_array_equal(marked[:, ::-1], pictures.dot(image, 20, 18, VERMILLION, radius=5))
+    corner = pictures.dot(image, 0, 30, VERMILLION)
+    assert near(corner, VERMILLION)[0, 29] and (corner[10:] == 90).all() and (corner[:, :20] == 90).all()
+
+
+def test_a_frame_covers_the_border_alone():
+    image = noise(20, 30, 3)
+    shown = pictures.framed(image, BLUE, width=4)
+    assert near(shown, BLUE, 0).sum() >= 20 * 30 - 12 * 22
+    np.testing.assert_array_equal(shown[4:-4, 4:-4], image[4:-4, 4:-4])
+    assert near(shown, BLUE, 0)[[0, 3, -4, -1]].all() and near(shown, BLUE, 0)[:, [0, 3, -4, -1]].all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_notes_stand_below_the_picture_line_by_line(channels):
+    image = noise(20, 30, channels)
+    shown = pictures.noted(image, ["a line", "", "a line"])
+    np.testing.assert_array_equal(shown[:20, :30], image)
+    assert shown.shape[0] == 20 + 3 * 18 and shown.shape[1] > 40 and (shown[:20, 30:] == 255).all()
+    first, second, third = shown[20:38], shown[38:56], shown[56:]
+    np.testing.assert_array_equal(first, third)
+    assert (second == 255).all() and (first < 100).any(0).sum() > 15 and (first[:, -8:] == 255).all()

@@ -191,3 +191,41 @@ def test_numpy_integers_serve_as_seeds():
 def test_a_number_of_classes_that_cannot_be_is_refused(classes):
     with pytest.raises(UsageError, match="classes"):
         rng.labels(4, classes, 0, Stream.LABELS_D, 0)
+
+
+# Truncated normals
+
+
+def test_redraws_have_the_third_word_of_the_counter():
+    for redraw in (0, 1, 7):
+        blocks = [word for b in range(3) for word in philox((b, 5, redraw, 0), (11, 3))]
+        assert rng.bits(12, 11, 3, 5, redraw).tolist() == blocks
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.5, 1.0, 3.0])
+def test_a_truncated_normal_is_the_first_draw_within_the_limit_element_by_element(limit):
+    x = rng.truncated_normal((20, 15), limit, 1234, 7, 2)
+    assert x.dtype == np.float32 and x.shape == (20, 15) and np.abs(x).max() <= limit
+    draws = np.stack([rng.normal((20, 15), 1234, 7, 2, redraw) for redraw in range(200)])
+    first = (np.abs(draws) <= limit).argmax(0)
+    np.testing.assert_array_equal(x, np.take_along_axis(draws, first[None], 0)[0])
+    np.testing.assert_array_equal(x[:4], rng.truncated_normal((4, 15), limit, 1234, 7, 2))  # of any number of them
+
+
+def test_a_limit_beyond_all_draws_changes_nothing():
+    np.testing.assert_array_equal(rng.truncated_normal((999,), 8.6, 3, 7, 0), rng.normal((999,), 3, 7, 0))
+
+
+def test_the_distribution_is_the_normal_one_between_the_limits():
+    limit = 0.8
+    x = np.sort(rng.truncated_normal((20_000,), limit, 0, 7, 0))
+    phi = np.vectorize(lambda t: 0.5 + 0.5 * math.erf(t / math.sqrt(2)))
+    wanted = (phi(x) - phi(-limit)) / (phi(limit) - phi(-limit))
+    distance = np.abs(wanted - (np.arange(20_000) + 0.5) / 20_000).max()
+    assert distance < 1.63 / math.sqrt(20_000)  # Kolmogorov and Smirnov, 1 %
+
+
+@pytest.mark.parametrize("limit", [0.0999, 0, -1, math.nan])
+def test_a_limit_that_almost_nothing_is_within_is_refused(limit):
+    with pytest.raises(UsageError, match="truncation must be at least 0.1"):
+        rng.truncated_normal((3,), limit, 0, 0, 0)

@@ -79,7 +79,9 @@ def test_a_run_leaves_what_its_description_says(whole):
     log = runs.read_log(whole)
     assert [record["step"] for record in log] == [1, 2, 3, 4, 5, 6]
     assert set(log[0]) == {
-        *("step", "seconds", "loss_d", "loss_g", "d_real", "d_fake", "grad_d", "grad_g", "gamma_d", "gamma_g")
+        *("step", "seconds", "loss_d", "loss_g", "d_real", "d_fake"),
+        *(f"{name}_{net}" for name in ("grad", "gamma", "ratio") for net in ("d", "g")),
+        *(f"sigma_{net}_{which}" for net in ("d", "g") for which in ("min", "median", "max")),
     }
     assert len(iio.imread(whole / "progress.gif")) == 4
 

@@ -18,7 +18,10 @@ from minisagan.errors import Fault
 COMMANDS = {
     "train": "Train a GAN on a data set, or go on with a run.",
     "sample": "Draw images with a trained generator.",
-    "inspect": "Show what is in a run or a checkpoint, and whether it is intact.",
+    "interpolate": "Morph between latents or classes, as a film or a strip.",
+    "evaluate": "Measure images: distances, precision, recall, class asked for.",
+    "attention": "Show what self-attention looks at, and what is lost without it.",
+    "inspect": "Show what a run or a checkpoint holds, and if it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",
     "bench": "Time whole training steps, and each op in them.",
     "doctor": "Show what is installed and found here, and test it.",

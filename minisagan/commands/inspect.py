@@ -10,7 +10,7 @@ from minisagan.commands.progress import duration
 from minisagan.errors import DataError
 
 
-@click.command(short_help="Show what is in a run or a checkpoint, and whether it is intact.")
+@click.command(short_help="Show what a run or a checkpoint holds, and if it is intact.")
 @click.argument("run")
 @click.option("--tensors", is_flag=True, show_default=False, help="List every tensor with its shape and type.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")

@@ -1,9 +1,4 @@
-"""`minisagan sample`: images from a trained generator, as a grid, as arrays or as files.
-
-Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
-however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product may
-round differently for another number of rows.
-"""
+"""`minisagan sample`: images from a trained generator, as a grid, as arrays or as files."""
 
 import os
 import re
@@ -13,13 +8,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import cuda, data, pictures, rng, runs
-from minisagan.commands import hardware
-from minisagan.data.download import progress
+from minisagan import cuda, pictures, runs
+from minisagan.commands import choices, hardware
 from minisagan.errors import Fault, UsageError
-from minisagan.train import generate
-
-BATCH = 16
+from minisagan.train import BATCH, draw
 
 
 @click.command(short_help="Draw images with a trained generator.")
@@ -27,55 +19,23 @@ BATCH = 16
 @click.option("--count", type=click.IntRange(1), default=100, help="How many images, spread evenly over the classes.")
 @click.option("--classes", metavar="A,B,...|all", show_default="all", help="Which classes: names, or numbers from 0.")
 @click.option("--seed", type=int, default=0, help="Of the noise: an image depends on it and its own number alone.")
+@click.option("--truncation", metavar="T", type=click.FloatRange(0.1), show_default="none",
+              help="Redraw each number of the noise until it is within -T to T: less variety, fewer odd images.")
 @click.option("-o", "--output", metavar="FILE", default="samples.png",
               help="NAME.png: a grid, a row for each class. NAME.npz: arrays images and labels. "
               "NAME or NAME/: a new folder, a PNG for each image.")
 @hardware.device_option()
-def command(run, count, classes, seed, output, where):
+def command(run, count, classes, seed, truncation, output, where):
     """Draw images with the generator of RUN, a run's folder (its newest checkpoint) or a checkpoint file."""
     write = _writer(output)
     generator, config, about, file = runs.load_generator(run)
-    chosen = _choose(classes, about["classes"], config.architecture.classes)
+    chosen = choices.classes(classes, about["classes"], config.architecture.classes)
     if hardware.choose(where) != "cpu":
         generator.to(cuda.cupy().empty(0))
     with hardware.memory(BATCH):
-        images, labels = draw(generator, count, chosen, seed, about["image_size"])
+        images, labels = draw(generator, count, chosen, seed, about["image_size"], truncation)
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
-
-
-def draw(generator, count, classes, seed, size):
-    """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes."""
-    padded = -(-count // BATCH) * BATCH
-    z = rng.normal((padded, generator.arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
-    labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
-    images = np.empty((padded, size, size, generator.arch.channels), np.uint8)
-    for i in range(0, padded, BATCH):
-        batch = slice(i, i + BATCH)
-        images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
-        progress("drawing", min(i + BATCH, count), count)
-    return images[:count], None if labels is None else labels[:count]
-
-
-def _choose(text, names, known):
-    """The numbers of the classes in `text`, or None for a generator without classes (`known` = 0)."""
-    if not known:
-        if text:
-            raise UsageError("--classes: this generator was trained without classes")
-        return None
-    if text in (None, "all"):
-        return list(range(known))
-    chosen = []
-    for name in text.split(","):
-        name = name.strip()
-        if name in names:
-            chosen.append(names.index(name))
-        elif name.isdecimal() and int(name) < known:
-            chosen.append(int(name))
-        else:
-            shown = ", ".join(names[:20]) + (", ..." if known > 20 else "")
-            raise UsageError(f"--classes: there is no class {name!r}; there are {shown}, or 0 to {known - 1}")
-    return list(dict.fromkeys(chosen))
 
 
 def _writer(output):

@@ -54,19 +54,21 @@ def setting(flag, **kwargs):
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
-@click.option("--sample-every", type=click.IntRange(0), default=runs.OPTIONS[0],
+@click.option("--sample-every", type=click.IntRange(0), default=runs.Options().sample_every,
               help="Steps between pictures, 0 for none.")
-@click.option("--checkpoint-every", type=click.IntRange(0), default=runs.OPTIONS[1],
+@click.option("--checkpoint-every", type=click.IntRange(0), default=runs.Options().checkpoint_every,
               help="Steps between checkpoints, 0 for none.")
-@click.option("--keep", type=click.IntRange(1), default=runs.OPTIONS[2], help="How many checkpoints stay.")
+@click.option("--keep", type=click.IntRange(1), default=runs.Options().keep, help="How many checkpoints stay.")
+@click.option("--evaluate-every", type=click.IntRange(0), default=runs.Options().evaluate_every,
+              help="Steps between measurements, 0 for none. RUN/best is then the best checkpoint.")
 @click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
 @click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
 @hardware.gpu_options
 def command(
-    data_dir, out, minutes, sample_every, checkpoint_every, keep, resume, force, replay, threads, where, graph, tf32,
-    **given
+    data_dir, out, minutes, sample_every, checkpoint_every, keep, evaluate_every, resume, force, replay, threads, where,
+    graph, tf32, **given
 ):  # fmt: skip
     """Train a GAN on a data set, or go on with a run.
 
@@ -87,7 +89,7 @@ def command(
         given["dataset"] = os.path.abspath(given["dataset"])
     if "attention" in given:
         given["attention"] = _level(given["attention"])
-    options = sample_every, checkpoint_every, keep
+    options = sample_every, checkpoint_every, keep, evaluate_every
     if resume:
         for flag, value in {"--out": out, "--force": force, "--config": replay}.items():
             if value:
@@ -98,7 +100,8 @@ def command(
         if force and not out:
             raise UsageError("--force needs --out, the folder of the run to replace")
         config, dataset = _configure(given, data_dir, replay)
-        opened = runs.Run.create(out or _free_folder(config.dataset), config, dataset, options, force, **on)
+        folder = out or _free_folder(config.dataset)
+        opened = runs.Run.create(folder, config, dataset, options, force, data_dir, **on)
 
     with interrupts() as caught, hardware.memory(config.batch_size), opened as run:
         _introduce(run, where)
@@ -217,6 +220,8 @@ def _conclude(run, moved, why, data_dir):
     folder, step, steps = run.folder, run.training.step, run.training.config.steps
     quoted = shlex.quote(str(folder))
     more = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
+    best = runs.best(folder)
+    best = f"  best        {folder / 'best'}: {best[1].name}, Frechet distance {best[0]:.2f}\n" if best else ""
     if step < steps:
         state = f"stopped at step {step} of {steps}{why}"
     else:
@@ -228,6 +233,7 @@ def _conclude(run, moved, why, data_dir):
         f"  film        {folder / 'progress.gif'}\n"
         f"  curves      {folder / 'curves.png'}\n"
         f"  checkpoint  {checkpoint.path_of(folder / 'checkpoints', step)}\n"
+        f"{best}"
         f"draw more:    minisagan sample {quoted} -o samples.png\n"
         f"go on:        minisagan train --resume {quoted}{more}"
     )

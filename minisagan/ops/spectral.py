@@ -113,12 +113,12 @@ def _norms_on_gpu(layers, move):
         at_y, at_o, at_v = (starts[name][i] for name in ("y", "o", "v"))
         own_y = y[at_y : at_y + sizes[i]].reshape(w.shape)
         own_u, own_v = us[at_o : at_o + O[i]], v[at_v : at_v + K[i]]
-        tensors.append(_divided_on_gpu(w, own_y, own_u, own_v, sigmas[i : i + 1], axis))
+        tensors.append(_quotient_on_gpu(w, own_y, own_u, own_v, sigmas[i : i + 1], axis))
     return tensors
 
 
-def _divided_on_gpu(w, y, u, v, sigma, axis):
-    """As _divided."""
+def _quotient_on_gpu(w, y, u, v, sigma, axis):
+    """As _quotient."""
 
     def vjp(g, needs):
         cp, blocks = cuda.cupy(), min(1024, cuda.blocks_for(y.size, 2048))

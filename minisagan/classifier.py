@@ -1,0 +1,192 @@
+"""A small classifier, made and trained by this package itself: what the metrics see images through.
+
+    image (S, S, C) -> conv 5x5, stride 2 -> [conv 3x3, average pool] until 16x16 -> conv 3x3
+                    -> conv 3x3, average pool -> conv 3x3, average pool (4, 4, ...) -> linear (FEATURES,) -> linear
+
+All but the last end in batch norm and ReLU; what the last one reads are the features.
+
+It learns a data set's training images by cross-entropy and Adam, each image shifted by up to SHIFT pixels, and is then
+judged on the test images, or on every fifth image of a folder, which has none. One for MNIST comes with the package;
+others are trained when they are first asked for, and kept in
+
+    <data folder>/classifiers/<data set>-<key>.safetensors
+
+where the key stands for the images and for the training. Features of two classifiers
+can't be compared: `hash` tells them apart.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import checkpoint, data, nn, ops, rng
+from minisagan.autograd import Tensor, grad, no_tape
+from minisagan.data.download import progress
+from minisagan.errors import DataError, Fault, UsageError
+from minisagan.optim import Adam
+
+FEATURES = 128
+RECIPE = 1  # raise it when the same images and the numbers below give another classifier
+BATCH, STEPS, EPOCHS, LR, SHIFT = 128, 2400, 40, 3e-3, 2  # whichever is less: so many steps, or so many epochs
+SHIPPED = Path(__file__).parent / "classifiers"
+LOOK = 250  # images looked at together
+
+
+class Block(nn.Module):
+    """A layer without bias or spectral norm, then batch norm and ReLU: (N, H, W, C) -> (N, H', W', O)."""
+
+    def __init__(self, init, inputs, outputs, kernel=3, op=ops.conv):
+        self.conv = nn.Conv(init, inputs, outputs, kernel, bias=False, spectral=False, op=op)
+        self.norm = nn.BatchNorm(init, outputs)
+
+    def __call__(self, x):
+        return self.norm(self.conv(x))
+
+
+class Classifier(nn.Module):
+    """Images (N, S, S, channels) in [-1, 1] -> logits (N, classes); S = 32, 64, ... as in models.
+
+    `accuracy`: the share of the test images that it names right; `tested`: how many those were.
+    """
+
+    def __init__(self, size, channels, classes, seed=0):
+        init = nn.Init(seed)
+        self.first = Block(init, channels, 16, kernel=5, op=partial(ops.conv, stride=2))  # (N, S/2, S/2, 16)
+        for r in (r for r in (64, 32, 16) if r < size // 2):
+            setattr(self, f"down{r}", Block(init, 16, 16, op=ops.conv_down))  # (N, r, r, 16)
+        self.second = Block(init, 16, 24)  # (N, 16, 16, 24)
+        self.down8 = Block(init, 24, 48, op=ops.conv_down)
+        self.down4 = Block(init, 48, 32, op=ops.conv_down)  # (N, 4, 4, 32)
+        self.last = Block(init, 16 * 32, FEATURES, kernel=1)  # of one position, which has all
+        self.output = nn.Linear(init, FEATURES, classes, spectral=False)
+        self.accuracy, self.tested = None, 0
+
+    def features(self, x):
+        """What the output layer reads: (N, S, S, channels) -> (N, FEATURES), none negative."""
+        *convolutions, last = self.modules(Block)
+        h = Tensor(x)
+        for block in convolutions:
+            h = block(h)
+        return last(h.reshape(len(x), 1, 1, -1)).reshape(len(x), -1)
+
+    def __call__(self, x):
+        return self.output(self.features(x))
+
+    def state(self):
+        """All arrays, name -> the live array."""
+        return {name: p.data for name, p in self.parameters().items()} | self.buffers()
+
+    @property
+    def hash(self):
+        """Twelve digits of the sha256 of all weights and statistics, by the order of their names."""
+        digest = hashlib.sha256()
+        for name, x in sorted(self.state().items()):
+            digest.update(name.encode() + b"\0" + x.tobytes())
+        return digest.hexdigest()[:12]
+
+    def look(self, dataset, indices):
+        """(features (N, FEATURES), probabilities (N, classes)), float32, of these images of a data.Dataset."""
+        found = []
+        with no_tape():
+            for start in range(0, len(indices), LOOK):
+                x, _ = data.batch(dataset, indices[start : start + LOOK])
+                h = self.features(x)
+                found.append((h.data, ops.softmax(self.output(h)).data))
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def splits(dataset, data_dir=None):
+    """((data set, indices), (data set, indices)): what a classifier learns, and what it is judged on.
+
+    These are the training and the test images; of a folder of images, which `dataset` is the whole of, four fifths
+    and one fifth, always the same. UsageError for a data set of one class, or of too few images for a fifth.
+    """
+    if len(dataset.classes) < 2:
+        raise UsageError(
+            f"{dataset.name} has one class only: no classifier can be trained on it. Write images with "
+            "minisagan sample RUN -o FOLDER and measure them with a program that brings its own features"
+        )
+    if len(dataset) < 5:
+        raise UsageError(f"{dataset.name}: {len(dataset)} images are too few to judge a classifier by a fifth of them")
+    everything = np.arange(len(dataset))
+    if dataset.name in data.NAMES:
+        test = data.load(dataset.name, data_dir, split="test")
+        return (dataset, everything), (test, np.arange(len(test)))
+    shuffled = rng.permutation(len(dataset), 0, 0)
+    held = everything % 5 == 4
+    return (dataset, np.sort(shuffled[~held])), (dataset, np.sort(shuffled[held]))
+
+
+def obtain(dataset, data_dir=None):
+    """The classifier of a data.Dataset (its training images), in evaluation mode: shipped, kept, or trained now.
+
+    UsageError as for `splits`; DataError for a damaged file.
+    """
+    net = Classifier(dataset.size, dataset.channels, len(dataset.classes))
+    name = f"{Path(dataset.name).name}-{_key(dataset)}.safetensors"
+    kept = data.data_folder(data_dir) / "classifiers" / name
+    for path in (SHIPPED / name, kept):
+        if path.is_file():
+            try:
+                tensors, about = checkpoint.load(path)
+                checkpoint.match(tensors, net.state())
+                net.accuracy, net.tested = float(about["accuracy"]), int(about["tested"])
+            except (DataError, KeyError, ValueError) as error:
+                raise DataError(f"{error}; delete {path}: the classifier is then trained anew") from error
+            return net.eval()
+    parts = splits(dataset, data_dir)
+    print(f"training a classifier of {dataset.name}, once: it is kept as {kept}", file=sys.stderr)
+    train(net, *parts)
+    try:
+        _keep(net, kept)
+    except (OSError, Fault) as error:
+        print(f"note: the classifier is not kept ({error})", file=sys.stderr)
+    return net
+
+
+def train(net, learned, held, seed=0):
+    """Train `net` on the split `learned`, leave it in evaluation mode, and set its accuracy on the split `held`.
+
+    Adam with the usual betas; its rate rises to LR over the first tenth of the steps, and falls to 0 from there.
+    """
+    (dataset, indices), (_, tested) = learned, held
+    steps = min(STEPS, -(-EPOCHS * len(indices) // BATCH))
+    adam = Adam(net.train().parameters(), LR, beta1=0.9, beta2=0.999)
+    for step in range(steps):
+        adam.lr = LR * min(10 * (step + 1) / steps, (steps - step) / (0.9 * steps), 1)
+        x, labels = data.batch(dataset, indices[data.batch_indices(step * BATCH, BATCH, len(indices), seed)])
+        loss = ops.cross_entropy(net(_shifted(x, rng.bits(2 * BATCH, seed, rng.Stream.SHIFT, step))), labels)
+        adam.step(grad(loss, adam.parameters))
+        progress(f"training a classifier of {dataset.name}", step + 1, steps)
+    _, probabilities = net.eval().look(*held)
+    net.accuracy = float((probabilities.argmax(1) == held[0].labels[tested]).mean())
+    net.tested = len(tested)
+
+
+def _shifted(x, words):
+    """Each image moved by -SHIFT to SHIFT pixels along both axes, its edges repeated: (N, S, S, C)."""
+    down, right = (words % np.uint64(2 * SHIFT + 1)).astype(np.int64).reshape(2, -1)  # (N,)
+    S = x.shape[1]
+    wide = np.pad(x, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
+    return np.stack([image[i : i + S, j : j + S] for image, i, j in zip(wide, down, right, strict=True)])
+
+
+def _key(dataset):
+    """Twelve hexadecimal digits for the images and for how a classifier is trained on them."""
+    facts = [dataset.size, dataset.hashes, RECIPE, BATCH, STEPS, EPOCHS, LR, SHIFT]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _keep(net, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part")  # another process may train it, too
+    try:
+        checkpoint.save(part, net.state(), {"accuracy": repr(net.accuracy), "tested": str(net.tested)})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""`minisagan attention`: maps of what self-attention looks at, their measures, and the images without it."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+from minisagan import attention_maps, data, pictures, rng, runs
+from minisagan.commands import choices
+from minisagan.errors import UsageError
+from minisagan.train import latents
+
+MEASURED = 256  # images that the measures and the causal test are taken over
+
+
+@click.command(short_help="Show what self-attention looks at, and what is lost without it.")
+@click.argument("run")
+@click.option("--network", type=click.Choice(["generator", "discriminator"]), default="generator",
+              help="Whose attention: the generator's, on images it makes, or the discriminator's, on real ones.")
+@click.option("--count", type=click.IntRange(1), show_default="one for each class, of at most 10; 8 without classes",
+              help="How many images to show.")
+@click.option("--classes", metavar="A,B,...|all", show_default="all", help="Which classes: names, or numbers from 0.")
+@click.option("--seed", type=int, default=0, help="Of the noise, as in minisagan sample; or of which real images.")
+@click.option("--point", "points", metavar="Y,X", multiple=True, show_default="three in each image's ink",
+              help="A pixel to look from, counted from the upper left corner; may be given several times.")
+@click.option("-o", "--output", metavar="FILE", default="attention.png", help="The picture to write.")
+@click.option("--gif", metavar="FILE", help="Write a film, too: the same at each checkpoint that the run has kept.")
+@click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the real images lie.")
+@click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
+def command(run, network, count, classes, seed, points, output, gif, data_dir, as_json):
+    """Show what self-attention looks at in RUN, a run's folder (its newest checkpoint) or a checkpoint file.
+
+    For each of a few images, with points marked in it, the picture has a map for each point: how much the output there
+    takes from every place (beta of the paper's eq. 1). The numbers are means over 256 images and all positions, and
+    the causal test sets gamma to 0 and computes the same images again.
+    """
+    choices.check_suffix("-o", output, ".png")
+    if gif:
+        choices.check_suffix("--gif", gif, ".gif")
+    load = runs.load_generator if network == "generator" else runs.load_discriminator
+    net, config, about, file = load(run)
+    attention_maps.check(net, file)
+    size, names = about["image_size"], about["classes"]
+    asked = choices.points(points, size)
+    chosen = choices.classes(classes, names, config.architecture.classes)
+    count = count or (min(len(chosen), 10) if chosen else 8)
+    steps = _checkpoints(run) if gif else []
+    if network == "generator":
+        inputs = _noise(net, max(count, MEASURED), chosen, seed)
+    else:
+        inputs = _real(config, data_dir, max(count, MEASURED), chosen, seed)
+    shown = [None if x is None else x[:count] for x in inputs]
+    captions = None if chosen is None else [names[k] for k in shown[1]]
+
+    where = np.broadcast_to(asked, (count, len(asked), 2)) if asked else None
+    picture, where = attention_maps.figure(net, shown, where, size, captions)
+    pictures.write_png(output, picture)
+    if gif:
+        frames = [attention_maps.figure(load(path)[0], shown, where, size, captions)[0] for path in steps]
+        times = [f"step {int(path.stem.split('-')[1]):,}" for path in steps]
+        pictures.write_gif(gif, frames, 800, last=2400, captions=times)
+
+    facts = {"checkpoint": str(file), "network": network, "points": where.tolist()}
+    facts |= attention_maps.measure(net, *inputs) | {"without": attention_maps.causal_test(net, size, *inputs)}
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    _show(facts, config.architecture)
+    click.echo(f"picture    {output}: {count} images, {where.shape[1]} points in each")
+    if gif:
+        click.echo(f"film       {gif}: the {len(steps)} checkpoints that {run} has; train --keep N keeps more")
+
+
+def _checkpoints(run):
+    """The checkpoints of a run folder, oldest first."""
+    if not Path(run).is_dir():
+        raise UsageError(f"--gif shows all checkpoints of a run: name its folder instead of {run}")
+    return sorted(Path(run, "checkpoints").glob("step-*.safetensors"))
+
+
+def _noise(generator, count, classes, seed):
+    """The latents and labels of minisagan sample's first images."""
+    return latents(generator, count, seed), None if classes is None else np.resize(np.array(classes, np.int64), count)
+
+
+def _real(config, data_dir, count, classes, seed):
+    """Real images, a class after the other as for _noise, each class in an order that the seed decides."""
+    size = config.architecture.size if config.dataset not in data.NAMES else None
+    dataset = data.load(config.dataset, data_dir, size=size)
+    order = rng.permutation(len(dataset), seed, 0)
+    if classes is None:
+        return data.batch(dataset, np.resize(order, count))[0], None
+    per_class = -(-count // len(classes))
+    rows = [np.resize(order[dataset.labels[order] == k], per_class) for k in classes]
+    return data.batch(dataset, np.stack(rows, 1).reshape(-1)[:count])
+
+
+def _show(facts, arch):
+    queries, keys = (f"{n**0.5:.0f}x{n**0.5:.0f}" for n in (facts["queries"], facts["keys"]))
+    without, alike = facts["without"], "if all keys were alike"
+    if facts["network"] == "generator":
+        lost = (
+            f"the images change by {without['grey_levels']:.1f} of 255 grey levels on the mean, "
+            f"{without['changed_pixels']:.1%} of their pixels by {attention_maps.VISIBLE} or more"
+        )
+    else:
+        lost = f"the scores change by {without['score']:.3f} on the mean; they vary by {without['score_deviation']:.3f}"
+    click.echo(
+        f"network    {facts['network']} of {facts['checkpoint']}\n"
+        f"attention  {queries} queries, {keys} keys ({arch.attention_form} form), gamma {facts['gamma']:+.4f}\n"
+        f"entropy    {facts['entropy_bits']:.2f} bits; {facts['entropy_uniform']:.2f} {alike}\n"
+        f"distance   {facts['distance_pixels']:.1f} of {arch.size} pixels; {facts['distance_uniform']:.1f} {alike}\n"
+        f"ratio      |gamma o| / |x| = {facts['ratio']:.3f}\n"
+        f"gamma = 0  {lost}"
+    )

@@ -1,0 +1,48 @@
+"""What several commands let one choose: classes by name or number, points by coordinates, files by their suffix."""
+
+import re
+from pathlib import Path
+
+from minisagan.errors import UsageError
+
+
+def classes(text, names, known):
+    """The numbers of the classes in `text`, or None for a generator without classes (`known` = 0)."""
+    if not known:
+        if text:
+            raise UsageError("--classes: this generator was trained without classes")
+        return None
+    if text in (None, "all"):
+        return list(range(known))
+    chosen = []
+    for name in text.split(","):
+        name = name.strip()
+        if name in names:
+            chosen.append(names.index(name))
+        elif name.isdecimal() and int(name) < known:
+            chosen.append(int(name))
+        else:
+            shown = ", ".join(names[:20]) + (", ..." if known > 20 else "")
+            raise UsageError(f"--classes: there is no class {name!r}; there are {shown}, or 0 to {known - 1}")
+    return list(dict.fromkeys(chosen))
+
+
+def points(texts, size):
+    """[(y, x)] from texts "Y,X", in pixels of images of size x size, counted from 0 at the upper left."""
+    found = []
+    for text in texts:
+        if not (match := re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)):
+            raise UsageError(f"--point {text}: not Y,X, two numbers of pixels from the upper left corner")
+        y, x = int(match[1]), int(match[2])
+        if max(y, x) >= size:
+            raise UsageError(f"--point {text}: outside of the images, whose pixels are 0,0 to {size - 1},{size - 1}")
+        found.append((y, x))
+    return found
+
+
+def check_suffix(flag, file, *suffixes):
+    """UsageError if the name of a file to write has none of the suffixes; its suffix."""
+    suffix = Path(file).suffix
+    if suffix not in suffixes:
+        raise UsageError(f"{flag} {file}: the name of this file has to end in {' or '.join(suffixes)}")
+    return suffix

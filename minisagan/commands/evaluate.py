@@ -1,0 +1,86 @@
+"""`minisagan evaluate`: a generator's images, measured beside real ones."""
+
+import json
+from pathlib import Path
+
+import click
+
+from minisagan import checkpoint, device, runs
+from minisagan.evaluation import Judge, K
+from minisagan.train import draw
+
+ROW = "{:28}{:>12}{:>12}"
+ROWS = {  # metric: its name, its format
+    "frechet": ("Frechet distance", "{:.3f}"),
+    "kid": ("KID", "{:.5f}"),
+    "precision": (f"precision (k = {K})", "{:.3f}"),
+    "recall": (f"recall (k = {K})", "{:.3f}"),
+    "score": ("classifier score", "{:.3f}"),
+    "accuracy": ("class asked for", "{:.2%}"),
+    "worst_accuracy": ("  the worst class", "{:.2%}"),
+    "worst_class": ("  which is", "{}"),
+}
+
+
+@click.command(short_help="Measure images: distances, precision, recall, class asked for.")
+@click.argument("run")
+@click.option("--count", type=click.IntRange(1), default=10_000, help="How many images to draw and measure.")
+@click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
+@click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the data set lies.")
+@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
+@click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
+def command(run, count, seed, data_dir, threads, as_json):
+    """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.
+
+    The images are those that minisagan sample draws, spread evenly over the classes. They are compared with the test
+    images of the run's data set, by the features of a small classifier trained by minisagan on its training images;
+    beside each number stands that of real training images. Writes evaluation.json into the run's folder.
+    """
+    device.set_threads(threads)
+    generator, config, about, file = runs.load_generator(run)
+    judge = Judge(runs.load_data(config, about, run, data_dir), count, seed, data_dir)
+    classes = config.architecture.classes
+    images, asked = draw(generator, count, range(classes) if classes else None, seed, about["image_size"])
+    found, floor = judge.measure(images, asked), judge.floor()
+    for numbers in (found, floor):
+        if "worst_class" in numbers:
+            numbers["worst_class"] = about["classes"][numbers["worst_class"]]
+    net = judge.classifier
+    facts = {
+        "checkpoint": str(file),
+        "step": int(checkpoint.read_metadata(file)["step"]),
+        "dataset": config.dataset,
+        "count": count,
+        "train_count": len(judge.train_indices),
+        "test_count": len(judge.test_indices),
+        "seed": seed,
+        "metrics": found,
+        "floor": floor,
+        "classifier": {
+            "hash": net.hash,
+            "accuracy": net.accuracy,
+            "tested": net.tested,
+            "features": judge.features.shape[1],
+        },
+    }
+    written = runs.write_evaluation(file, facts)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        _show(facts, written)
+
+
+def _show(facts, written):
+    net, name = facts["classifier"], Path(facts["dataset"]).name
+    click.echo(f"{facts['checkpoint']}: {facts['count']:,} images of seed {facts['seed']}\n")
+    click.echo(ROW.format("", "generated", "real"))
+    for metric, (title, form) in ROWS.items():
+        if metric in facts["metrics"]:
+            click.echo(ROW.format(title, *(form.format(facts[kind][metric]) for kind in ("metrics", "floor"))))
+    click.echo(
+        f"\nAgainst {facts['test_count']:,} test images of {name}, on {net['features']} features of "
+        f"classifier {net['hash']}, which names {net['accuracy']:.2%} of {net['tested']:,} test images right.\n"
+        f"Real: {facts['train_count']:,} training images against the same; score and accuracy of the test images."
+    )
+    if written:
+        click.echo(f"Written to {written}")

@@ -1,0 +1,74 @@
+"""How good a generator is: its images against a data set's test images, through the data set's classifier.
+
+Beside each number stands what real images get, the floor: for the distances between two sets, precision and recall,
+training images in place of the generated ones, as many of them; for the classifier score and the accuracy, which look
+at one set alone, the test images. No number here means anything without its floor, the number of images, and the
+classifier's hash.
+"""
+
+import numpy as np
+
+from minisagan import classifier, data, metrics, rng
+from minisagan.classifier import FEATURES
+from minisagan.errors import UsageError
+
+K = 3  # of precision and recall
+
+
+class Judge:
+    """Measures images against `count` test images of `dataset` (its training images), or as many as there are.
+
+    Which images stand for the data set is a matter of the seed. Trains the data set's classifier if there is none yet.
+    UsageError if there are too few images for the Frechet distance.
+    """
+
+    def __init__(self, dataset, count, seed=0, data_dir=None):
+        self.classes = dataset.classes
+        (train, learned), (test, held) = classifier.splits(dataset, data_dir)
+        for number, what in (
+            (count, "images"),
+            (len(held), f"test images of {dataset.name}"),
+            (len(learned), f"training images of {dataset.name}"),
+        ):
+            if number <= FEATURES:
+                raise UsageError(
+                    f"{number} {what} are too few for the Frechet distance: on {FEATURES} features it needs more than "
+                    f"{FEATURES}"
+                )
+        self.classifier = classifier.obtain(dataset, data_dir)
+        self.train, self.train_indices = train, learned[rng.permutation(len(learned), seed, 0)[:count]]
+        self.test, self.test_indices = test, held[rng.permutation(len(held), seed, 0)[:count]]
+        self.features, self.probabilities = self.classifier.look(self.test, self.test_indices)  # (M, D), (M, classes)
+
+    def measure(self, images, asked=None):
+        """Metric -> number, of images uint8 (N, H, H, C) of the classes `asked` for (N,), or None.
+
+        frechet, kid, precision, recall and score as in `metrics`; and if classes were asked for, accuracy (of the
+        asked-for class), worst_accuracy and worst_class (its number).
+        """
+        made = data.Dataset("generated", images, np.zeros(len(images), np.int64), self.classes, {})
+        features, probabilities = self.classifier.look(made, np.arange(len(images)))
+        return self._distances(features) | _alone(probabilities, asked)
+
+    def floor(self):
+        """The same metrics of real images."""
+        features, _ = self.classifier.look(self.train, self.train_indices)
+        return self._distances(features) | _alone(self.probabilities, self.test.labels[self.test_indices])
+
+    def _distances(self, features):
+        precision, recall = metrics.precision_recall(self.features, features, K)
+        return {
+            "frechet": metrics.frechet(self.features, features),
+            "kid": metrics.kid(self.features, features),
+            "precision": precision,
+            "recall": recall,
+        }
+
+
+def _alone(probabilities, asked):
+    found = {"score": metrics.classifier_score(probabilities)}
+    if asked is not None:
+        shares = metrics.class_accuracy(asked, probabilities.argmax(1))
+        found |= dict(zip(("accuracy", "worst_accuracy", "worst_class"), shares, strict=True))
+    return found
+
