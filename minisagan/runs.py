@@ -55,9 +55,9 @@ class Run:
                 ...
             run.finish()
 
-    `where` (gpu, graph) is Training's: a run may go on where it did not begin.
     With `evaluate_every` some images are measured every so many steps, and the checkpoint of the least Frechet distance
-    is written and kept, too; that needs the data set's test images, and its classifier.
+    is written and kept, too; that needs the data set's test images, and its classifier. `where` (gpu, graph) is
+    Training's: a run may go on where it did not begin.
     """
 
     def __init__(self, folder, training, seconds=0.0, options=(), data_dir=None):
@@ -142,12 +142,12 @@ class Run:
 
         On a GPU it is all steps until something is due: they follow one another without a wait for Python.
         """
-        training, count = self.training, 1
+        training, options, count = self.training, self.options, 1
         if training.step >= training.config.steps:
             return None
         if cuda.on_gpu(training.losses) and training.step:
-            every = (n for n in (LOG_EVERY, self.sample_every, self.checkpoint_every) if n)
-            count = min(training.config.steps - training.step, *(n - training.step % n for n in every))
+            every = LOG_EVERY, options.sample_every, options.checkpoint_every, options.evaluate_every
+            count = min(training.config.steps - training.step, *(n - training.step % n for n in every if n))
         try:
             record = training.advance(count)
         except Diverged as error:
