@@ -12,6 +12,7 @@ import numpy as np
 from minisagan import cuda, ops, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
+from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -188,8 +189,7 @@ class BatchNorm(Module):
         if not self.training:
             return ops.batch_norm(x, gain, bias, (self.mean, self.var), relu=True)[0]
         y, statistics = ops.batch_norm(x, gain, bias, relu=True)
-        for running, new in zip((self.mean, self.var), statistics, strict=True):
-            running += (1 - self.momentum) * (new - running)
+        update_running((self.mean, self.var), statistics, self.momentum)
         return y
 
 

@@ -1,6 +1,6 @@
-// Softmax (attention.py). A warp takes a line of K elements, `stride` apart in memory: lane l the elements l, l + 32, ...
-// Along the last axis (stride 1) neighbouring lanes touch neighbouring elements; a line is read from memory once, and
-// again from the cache.
+// Softmax (attention.py). A warp takes a line of K elements, `stride` apart in memory: its lane l has the elements l,
+// l + 32, ... Along the last axis (stride 1) neighbouring lanes touch neighbouring elements. A line is read from memory
+// once, and again from the cache.
 
 // The first element of this warp's line: x is (lines / stride, K, stride).
 #define LINE (THREAD / WARP)

@@ -16,8 +16,8 @@ for our beta_ij: the weight that the output at j gives to position i. There is n
 normalises is the axis that the weighted sum runs over.
 
 On the GPU the products are cuBLAS's, on tensor cores, with a kernel for softmax between them, and beta is kept, too.
-A kernel that never stores beta (FlashAttention) pays where sequences are long; SAGAN's 1024 queries and 256 keys at
-32x32 make 1 MB of it for an image, which is written and read about as fast as the products are computed.
+Kernels that never store beta (FlashAttention) are for sequences so long that it would not fit. SAGAN's 1024 queries
+and 256 keys at 32x32 make 1 MB of it for an image.
 """
 
 import math

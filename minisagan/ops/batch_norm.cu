@@ -88,6 +88,15 @@ extern "C" __global__ void statistics(const real* __restrict__ means, const real
   }
 }
 
+// r <- r + rate (s - r) for the running mean and variance, (C,).
+extern "C" __global__ void update_running(real* running_mean, real* running_var, const real* mean, const real* var,
+                                          int C, real rate) {
+  int c = THREAD;
+  if (c >= C) return;
+  running_mean[c] += rate * (mean[c] - running_mean[c]);
+  running_var[c] += rate * (var[c] - running_var[c]);
+}
+
 // y = gain xhat + bias, and 0 for negative ones with `relu`, or where `on` is given and false; n is blockIdx.z.
 extern "C" __global__ void normalise(const real* __restrict__ x, const real* __restrict__ mean,
                                      const real* __restrict__ var, const real* __restrict__ gain,

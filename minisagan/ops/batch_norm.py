@@ -17,7 +17,7 @@ from minisagan import cuda, device, kinks
 from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
-BLOCKS = 2048  # that a kernel's work is cut into at most: a large GPU works on some 700 at once
+BLOCKS = 2048  # that a kernel's work is cut into at most: some times what a large GPU has at work at once
 
 
 def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
@@ -55,6 +55,16 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
         return dx, *((dgain, dbias) if gain.ndim == 2 else (dgain.sum(0), dbias.sum(0)))
 
     return Tensor(y, (x, gain, bias), vjp), (mean, var)
+
+
+def update_running(running, statistics, momentum):
+    """Move the running (mean, var), in place, towards a batch's: r <- r + (1 - momentum) (s - r)."""
+    if cuda.on_gpu(running[0]):
+        C = len(running[0])
+        kernels("update_running", cuda.blocks_for(C), 256, *running, *statistics, C, float(1 - momentum))
+        return
+    for r, s in zip(running, statistics, strict=True):
+        r += (1 - momentum) * (s - r)
 
 
 def batch_statistics(x):

@@ -33,6 +33,7 @@ def embedding(table, labels):
 
 
 def _embedding_on_gpu(table, labels):
+    """embedding on the GPU, where both lie."""
     cp = cuda.cupy()
     rows, labels = cp.ascontiguousarray(table.data), cp.ascontiguousarray(labels, np.int64)
     classes, C, N = *table.shape, len(labels)

@@ -37,6 +37,7 @@ def hinge_generator(scores):
 
 
 def _discriminator_on_gpu(scores, n):
+    """hinge_discriminator on the GPU; in the kernels, too, a gradient check may say whose margin counts."""
     x, loss = cuda.cupy().ascontiguousarray(scores.data), cuda.cupy().empty((), scores.dtype)
     on = kinks.chosen(lambda: np.concatenate([x[:n] < 1, x[n:] > -1]))
     kernels("discriminator", 1, 256, x, on, loss, n)
@@ -50,6 +51,7 @@ def _discriminator_on_gpu(scores, n):
 
 
 def _generator_on_gpu(scores, n):
+    """hinge_generator on the GPU."""
     x, loss = cuda.cupy().ascontiguousarray(scores.data), cuda.cupy().empty((), scores.dtype)
     kernels("generator", 1, 256, x, loss, n)
 

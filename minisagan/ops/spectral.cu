@@ -3,7 +3,7 @@
 // each. Sums are of tiles in their order, so that they do not depend on which block is first.
 //
 // A block finds v = W^T u for its rows. It need not wait for |v|, by which l2(W v) does not change: it adds up what its
-// rows give to W v while they are still in the cache. So a step of the iteration reads W from memory once.
+// rows give to W v while they are still in the cache. So a step of the iteration asks the memory for W once.
 
 #define LAYERS 64
 #define THREADS 256

@@ -42,30 +42,32 @@ def spectral_norms(weights, states, move, axes):
         groups = [layers[i : i + LAYERS] for i in range(0, len(layers), LAYERS)]
         return [tensor for group in groups for tensor in _norms_on_gpu(group, move)]
     matrices = [_matrix(w, axis) for w, axis in zip(weights, axes, strict=True)]
-    results = [None] * len(weights)
+    found = [None] * len(weights)
 
     def divide(i):
         w, u = weights[i], states[i]
         v, sigma = _unit(u @ matrices[i])  # (K,), |W^T u|
         if move:
             u[...], sigma = _unit(matrices[i] @ v)  # u^T W v = |W v|, since u = W v / |W v|
-        results[i] = _quotient(w, sigma, u.copy(), v, axes[i])  # the tape's own u: the state moves on
+        found[i] = w.data / sigma, sigma, u.copy(), v  # the tape's own u: the state moves on
 
     device.parallel(divide, len(weights))
-    return results
+    return [_quotient(w, axis, *each) for w, axis, each in zip(weights, axes, found, strict=True)]
 
 
-def _quotient(w, sigma, u, v, axis):
-    """The Tensor of w / sigma, where sigma = u^T W v."""
-    y = w.data / sigma
+def _quotient(w, axis, y, sigma, u, v):
+    """The Tensor of y = w / sigma, where sigma = u^T W v."""
 
     def vjp(g, needs):
+        if cuda.on_gpu(y):
+            return (_backward_on_gpu(g, axis, y, sigma, u, v),)
         left, right = (v, u) if axis == -1 else (u, v)
         dw = np.multiply.outer(left, right * -np.vdot(g, y)).reshape(y.shape)
         dw += g
         dw /= sigma
         return (dw,)
 
+    vjp.__qualname__ = spectral_norm.__qualname__  # bench tells ops apart by this
     return Tensor(y, (w,), vjp)
 
 
@@ -113,18 +115,14 @@ def _norms_on_gpu(layers, move):
         at_y, at_o, at_v = (starts[name][i] for name in ("y", "o", "v"))
         own_y = y[at_y : at_y + sizes[i]].reshape(w.shape)
         own_u, own_v = us[at_o : at_o + O[i]], v[at_v : at_v + K[i]]
-        tensors.append(_quotient_on_gpu(w, own_y, own_u, own_v, sigmas[i : i + 1], axis))
+        tensors.append(_quotient(w, axis, own_y, sigmas[i : i + 1], own_u, own_v))
     return tensors
 
 
-def _quotient_on_gpu(w, y, u, v, sigma, axis):
-    """As _quotient."""
-
-    def vjp(g, needs):
-        cp, blocks = cuda.cupy(), min(1024, cuda.blocks_for(y.size, 2048))
-        g, sums, dw, each = cp.ascontiguousarray(g), cp.empty(blocks, y.dtype), cp.empty_like(y), -(-y.size // blocks)
-        kernels("dot", blocks, 256, g, y, sums, y.size, each)
-        kernels("backward", blocks, 256, g, sums, u, v, sigma, dw, v.size, u.size, axis != -1, blocks, each)
-        return (dw,)
-
-    return Tensor(y, (w,), vjp)
+def _backward_on_gpu(g, axis, y, sigma, u, v):
+    """dw of _quotient: the sum in as many parts as there are blocks, then all the rest."""
+    cp, blocks = cuda.cupy(), min(1024, cuda.blocks_for(y.size, 2048))
+    g, sums, dw, each = cp.ascontiguousarray(g), cp.empty(blocks, y.dtype), cp.empty_like(y), -(-y.size // blocks)
+    kernels("dot", blocks, 256, g, y, sums, y.size, each)
+    kernels("backward", blocks, 256, g, sums, u, v, sigma, dw, v.size, u.size, axis != -1, blocks, each)
+    return dw
