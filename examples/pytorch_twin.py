@@ -242,9 +242,9 @@ class EMA:
         self.t += 1
 
 
-def adam(network, lr, betas=(0.0, 0.9)):
-    """PyTorch's Adam as minisagan sets it up; `fused` is its fastest form on a CPU."""
-    return torch.optim.Adam(network.parameters(), lr, betas, eps=1e-8, fused=True)
+def adam(network, lr, betas=(0.0, 0.9), capturable=False):
+    """PyTorch's Adam as minisagan sets it up, in its fastest form; `capturable` for CUDA graphs."""
+    return torch.optim.Adam(network.parameters(), lr, betas, eps=1e-8, fused=True, capturable=capturable)
 
 
 def discriminator_loss(scores):
@@ -269,7 +269,7 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
     loss.backward()
     adam.step()
     real, fake = scores.detach().chunk(2)
-    return loss.item(), real.mean().item(), fake.mean().item()
+    return loss.detach(), real.mean(), fake.mean()
 
 
 def generator_step(G, D, adam, ema, z, labels):
@@ -282,7 +282,7 @@ def generator_step(G, D, adam, ema, z, labels):
     adam.step()
     ema.step()
     D.requires_grad_(True)
-    return (loss.item(),)
+    return (loss.detach(),)
 
 
 def twin(network, memory_format=torch.contiguous_format):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minisagan import cuda
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 
 FORMAT = "minisagan-1"
@@ -36,7 +37,7 @@ def save(path, tensors, metadata):
     Diverged, naming the tensor, if one is not finite: such a state is never saved. Fault if the disk refuses;
     a file that was at `path` is still there. TypeError and ValueError for what the format cannot hold.
     """
-    path = Path(path)
+    path, tensors = Path(path), {name: cuda.to_host(x) for name, x in tensors.items()}
     for name, x in tensors.items():
         if not np.isfinite(x).all():
             raise Diverged(f"{path}: not saved, because tensor {name!r} holds a NaN or an infinity")
@@ -95,7 +96,7 @@ def match(tensors, wanted):
         shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
         raise DataError(f"the checkpoint does not fit the model (differences: {len(differences)}): {shown}")
     for name, x in tensors.items():
-        wanted[name][...] = x
+        wanted[name][...] = np.asarray(x, like=wanted[name])
 
 
 def path_of(folder, step):

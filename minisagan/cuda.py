@@ -21,8 +21,18 @@ _stream = None
 
 
 def on_gpu(x):
-    """Whether the array x lies on the GPU."""
-    return not isinstance(x, (np.ndarray, np.generic))
+    """Whether x is an array on the GPU; a number is not."""
+    return not isinstance(x, (np.ndarray, np.generic, int))
+
+
+def arrays():
+    """The types of arrays there are: NumPy's, and CuPy's once a GPU is in use."""
+    return (np.ndarray, cupy().ndarray) if in_use() else np.ndarray
+
+
+def to_host(x):
+    """The array x as one of NumPy's, copied if it lies on the GPU; np.asarray(x, like=y) takes it to where y lies."""
+    return x.get() if on_gpu(x) else x
 
 
 @functools.cache
@@ -41,6 +51,17 @@ def use(number=0):
     _stream = cp.cuda.Stream(non_blocking=True)  # the default stream can't be recorded
     _stream.use()
     _blas.cache_clear()
+
+
+def in_use():
+    """Whether a GPU was chosen."""
+    return _stream is not None
+
+
+def describe():
+    """The GPU in use, CuPy's version and how float32 products are computed, in words."""
+    name = cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)["name"].decode()
+    return f"{name}, CuPy {cupy().__version__}, products in {'TF32' if tf32 else 'float32'}"
 
 
 class Kernels:
@@ -71,11 +92,13 @@ class Kernels:
 def _argument(kernel, value, real):
     if value is None:
         return np.uint64(0)
+    if isinstance(value, np.generic):  # asked first: np.float64 is one of Python's floats
+        return value
     if isinstance(value, int):
         return np.int32(value)
     if isinstance(value, float):
         return np.dtype(real).type(value)
-    if not isinstance(value, np.generic) and not value.flags.c_contiguous:
+    if not value.flags.c_contiguous:
         raise ValueError(f"kernel {kernel} was given an array of shape {value.shape} that is not contiguous")
     return value
 
@@ -84,7 +107,8 @@ def _argument(kernel, value, real):
 def _module(file, real, tf32):
     real = {"float32": "float", "float64": "double"}[real]
     options = (f"-DREAL={real}", f"-DTF32={int(tf32 and real == 'float')}", "--std=c++17")
-    return cupy().RawModule(code=SHARED.read_text() + file.read_text(), options=options)
+    code = f'#line 1 "{SHARED.name}"\n{SHARED.read_text()}#line 1 "{file.name}"\n{file.read_text()}'
+    return cupy().RawModule(code=code, options=options)
 
 
 def blocks_for(count, threads=256):
@@ -100,8 +124,8 @@ def matmul(a, b):
     cp = cupy()
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     M, K, N = *a.shape[-2:], b.shape[-1]
-    if b.shape[-2] != K:
-        raise ValueError(f"matmul of shapes {a.shape} and {b.shape}")
+    if b.shape[-2] != K or a.dtype != b.dtype:
+        raise ValueError(f"matmul of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     out = cp.empty((*stack, M, N), a.dtype)
     (a, a_turned), (b, b_turned) = _layout(a, stack), _layout(b, stack)
     real, kind, compute = _GEMM[a.dtype.name, tf32]
@@ -193,6 +217,7 @@ class Graph:
                 try:
                     self.function()
                 finally:
-                    self.recorded = _stream.end_capture()
+                    recorded = _stream.end_capture()
         finally:
             gc.enable()
+        self.recorded = recorded  # not what was recorded until something went wrong

@@ -14,6 +14,8 @@ import threading
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from minisagan import cuda
+
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
 
 _team = None
@@ -140,6 +142,8 @@ def scratch(dtype, *sizes):
 
 def elementwise(op, *arrays):
     """op(*arrays), new, with NumPy's broadcasting and dtypes; large arrays of one shape are shared by all threads."""
+    if any(cuda.on_gpu(a) for a in arrays):
+        return op(*arrays)
     x = arrays[0]
     if x.nbytes < CHUNK_BYTES // 4 or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
         y = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), np.result_type(*arrays))

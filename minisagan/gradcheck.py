@@ -20,11 +20,12 @@ they made at x (`kinks`), while the gradient itself comes from an ordinary run. 
 
 import inspect
 from dataclasses import dataclass
+from functools import wraps
 from time import perf_counter
 
 import numpy as np
 
-from minisagan import kinks
+from minisagan import cuda, kinks
 from minisagan.autograd import Tensor, grad, no_tape
 
 H = 5e-3
@@ -84,8 +85,8 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
 
     f takes a float64 Tensor for each of `inputs`, and returns one, the same whenever it is called. The inputs
     are real arrays of any shape: those of float64 are used as they lie in memory, others as copies in
-    float64. What has no gradient, such as labels, is no input: close over it. `names` are by default those of
-    f's parameters.
+    float64; for those on the GPU f computes there. What has no gradient, such as labels, is no input: close
+    over it. `names` are by default those of f's parameters.
 
     The check also fails when f writes to its inputs or to the cotangent, or returns gradients that are not
     finite, not of their input's shape or not float64. It raises ValueError, on one line, for inputs and
@@ -95,6 +96,8 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
     f that treats part of what it computes as a constant, as spectral normalisation does. Inputs of up to
     `every_element` elements are checked element by element.
     """
+    inputs, carried = _from_gpu(inputs)
+    f, reference = carried(f), reference and carried(reference)
     subject = _Subject(f, inputs, name, names, tolerance, seed)
     large = [x.size > every_element for x in subject.arrays]
     method = f"{DIRECTIONS} directions" if all(large) else "both" if any(large) else "every element"
@@ -138,7 +141,8 @@ def check_adjoint(f, *inputs, name=None, names=None, tolerance=1e-12, seed=0):
 
     Arguments and Result as in `check`; no differences, and so nearly exact. `index` is () throughout.
     """
-    subject = _Subject(f, inputs, name, names, tolerance, seed)
+    inputs, carried = _from_gpu(inputs)
+    subject = _Subject(carried(f), inputs, name, names, tolerance, seed)
     if subject.fault:
         return subject.result("adjoint")
     y, c = subject.y, subject.c
@@ -189,6 +193,35 @@ class _Subject:
             if not np.isfinite(dx).all():
                 return f"d{name} is not finite"
         return "" if np.array_equal(c, self.c) else "the cotangent was written to"
+
+
+def _from_gpu(inputs):
+    """The inputs brought to the host, and carried(f): the function of them that computes where they were.
+
+    Carrying an array to the GPU or back is an op like others, so the checks need not know of it.
+    """
+    gpu = [hasattr(x, "dtype") and cuda.on_gpu(x) for x in inputs]
+
+    def to_gpu(x):
+        host, data = x.data, cuda.cupy().asarray(x.data)
+
+        def vjp(g, needs):
+            host[...] = data.get()  # so that it shows if f wrote to its input
+            return (g.get(),)
+
+        return Tensor(data, (x,), vjp)
+
+    def carried(f):
+        @wraps(f)
+        def at_host(*tensors):
+            y = f(*(to_gpu(x) if there else x for x, there in zip(tensors, gpu, strict=True)))
+            if not isinstance(y, Tensor) or not cuda.on_gpu(y.data):
+                return y
+            return Tensor(y.data.get(), (y,), lambda g, needs: (cuda.cupy().asarray(g),))
+
+        return at_host
+
+    return [x.get() if there else x for x, there in zip(inputs, gpu, strict=True)], carried if any(gpu) else lambda f: f
 
 
 def _arrays(inputs):

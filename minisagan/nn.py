@@ -9,9 +9,10 @@ import math
 
 import numpy as np
 
-from minisagan import ops, rng
+from minisagan import cuda, ops, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
+from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -26,7 +27,18 @@ class Module:
 
     def buffers(self):
         """All state that is no parameter (u, running mean and variance), name -> array."""
-        return dict(self._named(np.ndarray))
+        return dict(self._named(cuda.arrays()))
+
+    def to(self, like):
+        """Move all parameters and buffers to where the array `like` lies, on the CPU or the GPU; returns itself."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                value.data = np.asarray(value.data, like=like)
+            elif isinstance(value, Module):
+                value.to(like)
+            elif isinstance(value, cuda.arrays()):
+                setattr(self, name, np.asarray(value, like=like))
+        return self
 
     def train(self, training=True):
         """Set the mode of this module and all inside it; returns itself."""
@@ -177,8 +189,7 @@ class BatchNorm(Module):
         if not self.training:
             return ops.batch_norm(x, gain, bias, (self.mean, self.var), relu=True)[0]
         y, statistics = ops.batch_norm(x, gain, bias, relu=True)
-        for running, new in zip((self.mean, self.var), statistics, strict=True):
-            running += (1 - self.momentum) * (new - running)
+        update_running((self.mean, self.var), statistics, self.momentum)
         return y
 
 

@@ -10,7 +10,11 @@ running average of the generator's weights is not in the paper; it is what sampl
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cuda, device
+
+kernels = cuda.Kernels(__file__)
+TENSORS = 128  # that one launch of gather takes
+TABLE = np.dtype([("from", np.uint64, TENSORS), ("start", np.int32, TENSORS), ("size", np.int32, TENSORS)])
 
 
 def flatten(parameters):
@@ -31,13 +35,19 @@ class Adam:
         self.parameters = list(parameters.values())
         self.weights = flatten(parameters)
         self.m, self.v, self.g = (np.zeros_like(self.weights) for _ in range(3))
-        self.t = np.zeros((), np.int64)  # an array, so that a checkpoint can be loaded into it
+        self.t = np.zeros((), np.int64, like=self.weights)  # an array, which a checkpoint or a kernel can change
         self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
 
     def step(self, gradients):
         """One update by `gradients`, one array for each parameter, in their order."""
-        np.concatenate([g.reshape(-1) for g in gradients], out=self.g)
+        gradients = [g.ravel() for g in gradients]
         self.t += 1
+        if cuda.on_gpu(self.g):
+            _gather(gradients, self.g)
+            rates = np.float64(self.lr), np.float64(self.beta1), np.float64(self.beta2), self.eps
+            _launch("adam", self.weights, self.m, self.v, self.g, len(self.g), self.t, *rates)
+            return
+        np.concatenate(gradients, out=self.g)
         scale = self.lr / (1 - self.beta1 ** int(self.t))
         correction = 1 / (1 - self.beta2 ** int(self.t))
         cuts = device.chunks(len(self.g), 5 * self.g.itemsize)
@@ -56,9 +66,32 @@ class EMA:
 
     def __init__(self, weights, average, decay=0.999):
         self.weights, self.average, self.decay = weights, average, decay
-        self.t = np.zeros((), np.int64)
+        self.t = np.zeros((), np.int64, like=weights)
 
     def step(self):
-        t = int(self.t)
-        self.average += (1 - min(self.decay, (1 + t) / (10 + t))) * (self.weights - self.average)
+        if cuda.on_gpu(self.t):
+            _launch("ema", self.average, self.weights, len(self.average), self.t, np.float64(self.decay))
+        else:
+            t = int(self.t)
+            self.average += (1 - min(self.decay, (1 + t) / (10 + t))) * (self.weights - self.average)
         self.t += 1
+
+
+def _launch(kernel, flat, *args):
+    """A kernel that strides over a flat array: no more threads than keep a GPU busy."""
+    kernels(kernel, min(cuda.blocks_for(len(flat)), 1024), 256, flat, *args)
+
+
+def _gather(arrays, out):
+    """np.concatenate(arrays, out=out) on the GPU, in one launch for all networks of ours, with a table of addresses.
+
+    CuPy's own copies its table from the host, which a stream that records does not allow.
+    """
+    start = 0
+    for k in range(0, len(arrays), TENSORS):
+        group, table = arrays[k : k + TENSORS], np.zeros((), TABLE)
+        for i, x in enumerate(group):
+            table["from"][i], table["start"][i], table["size"][i] = x.data.ptr, start, x.size
+            start += x.size
+        blocks = min(cuda.blocks_for(max(x.size for x in group)), 64)
+        kernels("gather", (blocks, len(group)), 256, out, table)

@@ -8,6 +8,8 @@ bijection of a 256-bit counter under a 128-bit key: ten rounds of multiply and x
 so a checkpoint has nothing to save but the step, a resumed run draws what the uninterrupted one would have
 drawn, and a GPU thread computes any element from its index alone. The integers are equal on every device;
 the normals, which pass through log, cos and sin, agree to 1 ulp of float32.
+
+`step` is an integer, or an int64 array () on the GPU: the numbers are then drawn there, by the kernels of rng.cu.
 """
 
 import math
@@ -15,7 +17,10 @@ import operator
 
 import numpy as np
 
+from minisagan import cuda
 from minisagan.errors import UsageError
+
+kernels = cuda.Kernels(__file__)
 
 WORD = 2**64
 TO_UNIT = 2.0**-53  # the top 53 bits of a word, times this, are a float64 in [0, 1), exactly
@@ -50,6 +55,8 @@ def bits(count, seed, stream, step, redraw=0):
 
 def uniform(shape, seed, stream, step):
     """Uniform in [0, 1): float64 of `shape`, element i = (bits[i] >> 11) / 2^53."""
+    if cuda.on_gpu(step):
+        return _draw("uniform", shape, np.float64, seed, stream, step)
     return ((bits(math.prod(shape), seed, stream, step) >> 11) * TO_UNIT).reshape(shape)
 
 
@@ -64,6 +71,8 @@ def normal(shape, seed, stream, step, redraw=0):
 
     No element exceeds sqrt(106 ln 2) = 8.57 in size.
     """
+    if cuda.on_gpu(step):
+        return _draw("normal", shape, np.float32, seed, stream, step)
     size = math.prod(shape)
     words = (bits(size + size % 2, seed, stream, step, redraw) >> 11).reshape(-1, 2)  # (pairs, 2)
     radius = np.sqrt(-2 * np.log((words[:, 0] + 1) * TO_UNIT))
@@ -96,12 +105,22 @@ def labels(count, classes, seed, stream, step):
     """
     if not 1 <= classes < 2**32:
         raise UsageError(f"the number of classes must be from 1 to 2^32 - 1, not {classes}")
+    if cuda.on_gpu(step):
+        return _draw("labels", (count,), np.int64, seed, stream, step, np.uint64(classes))
     return ((bits(count, seed, stream, step) >> 32) * np.uint64(classes) >> 32).astype(np.int64)
 
 
 def permutation(n, seed, epoch):
     """The order of n images in an epoch: int64 (n,), the stable argsort of n words of Stream.SHUFFLE."""
     return np.argsort(bits(n, seed, Stream.SHUFFLE, epoch), kind="stable")
+
+
+def _draw(kernel, shape, dtype, seed, stream, step, *more):
+    """The array that a kernel fills, each of its threads with four elements."""
+    x = cuda.cupy().empty(shape, dtype)
+    key = np.uint64(_word("seed", seed)), np.uint64(_word("stream", stream))
+    kernels(kernel, cuda.blocks_for(-(-x.size // 4)), 256, x, x.size, *key, step, *more)
+    return x
 
 
 def _word(name, value):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minisagan import __version__, checkpoint, data, device, pictures, rng
+from minisagan import __version__, checkpoint, cuda, data, device, pictures, rng
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 from minisagan.evaluation import Judge
 from minisagan.lockfile import locked
@@ -55,6 +55,7 @@ class Run:
                 ...
             run.finish()
 
+    `where` (gpu, graph) is Training's: a run may go on where it did not begin.
     With `evaluate_every` some images are measured every so many steps, and the checkpoint of the least Frechet distance
     is written and kept, too; that needs the data set's test images, and its classifier.
     """
@@ -69,12 +70,12 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, folder, config, dataset, options=(), force=False, data_dir=None):
+    def create(cls, folder, config, dataset, options=(), force=False, data_dir=None, **where):
         """A new run in an empty or new folder; with `force`, what an older run left there is deleted first.
 
         Writes config.json and a first checkpoint, so that a disk that refuses does so before step 1.
         """
-        folder, training = Path(folder), Training(config, dataset)  # what can't be trained leaves no folder
+        folder, training = Path(folder), Training(config, dataset, **where)  # what can't be trained leaves no folder
         new = not folder.exists()
         try:
             if not (new or force) and any(path.name != "lock" for path in folder.iterdir()):
@@ -104,7 +105,7 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def resume(cls, path, steps=None, data_dir=None, options=()):
+    def resume(cls, path, steps=None, data_dir=None, options=(), **where):
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
         What the run wrote after that checkpoint is deleted: it will be written anew.
@@ -120,7 +121,7 @@ class Run:
             if steps is not None and steps < step:
                 raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
             dataset = load_data(config, json.loads(about["data"]), folder, data_dir)
-            training = Training(config if steps is None else replace(config, steps=steps), dataset)
+            training = Training(config if steps is None else replace(config, steps=steps), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
             run = cls(folder, training, float(about["seconds"]), options, data_dir)
@@ -137,12 +138,18 @@ class Run:
             yield run
 
     def advance(self):
-        """One training step with all that is due after it; returns its record, or None when all steps are done."""
-        training = self.training
+        """One training step with all that is due after it; returns its record, or None when all steps are done.
+
+        On a GPU it is all steps until something is due: they follow one another without a wait for Python.
+        """
+        training, count = self.training, 1
         if training.step >= training.config.steps:
             return None
+        if cuda.on_gpu(training.losses) and training.step:
+            every = (n for n in (LOG_EVERY, self.sample_every, self.checkpoint_every) if n)
+            count = min(training.config.steps - training.step, *(n - training.step % n for n in every))
         try:
-            record = training.advance()
+            record = training.advance(count)
         except Diverged as error:
             newest = checkpoint.newest(self.folder / "checkpoints")
             raise Diverged(f"{error}. The last good checkpoint is {newest}") from None
@@ -339,7 +346,7 @@ def read_log(folder):
 
 
 def versions():
-    """What computed a run: package, Python, NumPy, BLAS, threads, machine."""
+    """What computed a run: package, Python, NumPy, BLAS, threads, machine, GPU."""
     return {
         "minisagan": __version__,
         "python": platform.python_version(),
@@ -347,7 +354,7 @@ def versions():
         "blas": device.blas(),
         "threads": device.threads(),
         "machine": f"{platform.system()} {platform.machine()}",
-    }
+    } | ({"gpu": cuda.describe()} if cuda.in_use() else {})
 
 
 def about_data(dataset):

@@ -10,7 +10,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from minisagan import nn, ops
+from minisagan import cuda, nn, ops
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
 from minisagan.gradcheck import EVERY_ELEMENT, check, check_adjoint
@@ -32,23 +32,24 @@ class Case:
     every_element: int = EVERY_ELEMENT
 
 
-def run(name=None):
+def run(name=None, gpu=False):
     """Check the op of this name, or all: yields a Result for each case, and one more where it is linear."""
     if name is not None and name not in CASES:
         raise UsageError(f"there is no op {name!r} to check; there are {', '.join(CASES)}")
     for op in CASES if name is None else [name]:
         for case in cases(op):
             title = f"{op}: {case.name}"
+            inputs = [cuda.cupy().asarray(x) for x in case.inputs] if gpu else case.inputs
             yield check(
                 case.f,
-                *case.inputs,
+                *inputs,
                 name=title,
                 names=case.names,
                 reference=case.reference,
                 every_element=case.every_element,
             )
             if case.linear:
-                yield check_adjoint(case.f, *case.inputs, name=title, names=case.names)
+                yield check_adjoint(case.f, *inputs, name=title, names=case.names)
 
 
 def cases(op):
@@ -177,7 +178,7 @@ def attend(draw):
     weights = draw((3, 4, 2), (3, 5, 2))
 
     def of_values(value):
-        return ops.attend(*(Tensor(t.astype(value.dtype)) for t in weights), value)
+        return ops.attend(*(Tensor(np.asarray(t, value.dtype, like=value.data)) for t in weights), value)
 
     yield Case("value alone", of_values, draw((3, 5, 3)), linear=True)
 
@@ -186,7 +187,7 @@ def attend(draw):
 def batch_norm(draw):
     def norm(x, gain, bias, statistics=None, relu=False):
         if statistics is not None:
-            statistics = tuple(s.astype(x.dtype) for s in statistics)
+            statistics = tuple(np.asarray(s, x.dtype, like=x.data) for s in statistics)
         return ops.batch_norm(x, gain, bias, statistics, relu)[0]
 
     shared, own = ((2, 3, 4, 5), (5,), (5,)), ((3, 2, 4, 3), (3, 3), (3, 3))
@@ -197,7 +198,10 @@ def batch_norm(draw):
     yield Case("one image", norm, draw((1, 3, 2, 4), (4,), (4,)))
     yield Case("one number a channel", norm, draw((1, 1, 1, 4), (4,), (4,)))
     x, gain, bias = draw(*shared)
-    affine = Tensor(gain), Tensor(bias)
+
+    def shifted(x, before):
+        return norm(x + before, *(Tensor(np.asarray(a, like=x.data)) for a in (gain, bias)))
+
     yield Case("mean far from 0", norm, (x + 30, gain, bias))
     yield Case("several chunks", partial(norm, relu=True), draw((5, 24, 20, 45), (5, 45), (5, 45)))
     mean, spread = draw((5,), (5,))
@@ -205,7 +209,7 @@ def batch_norm(draw):
     yield Case("evaluation", evaluation, draw(*shared))
     yield Case("evaluation, relu", partial(evaluation, relu=True), draw(*shared))
     yield Case("evaluation, (N, C), relu", partial(evaluation, relu=True), draw((3, 2, 1, 5), (3, 5), (3, 5)))
-    yield Case("a bias before it", lambda x, before: norm(x + before, *affine), draw(*shared[:2]))
+    yield Case("a bias before it", shifted, draw(*shared[:2]))
 
 
 @_table
@@ -270,7 +274,7 @@ def max_pool(draw):
 @_table
 def embedding(draw):
     def look_up(*labels):
-        return lambda table: ops.embedding(table, np.array(labels))
+        return lambda table: ops.embedding(table, np.array(labels, like=table.data))
 
     yield Case("labels repeated and unused", look_up(3, 0, 3, 2, 3, 0), draw((5, 4)), linear=True)
     yield Case("one label", look_up(2), draw((3, 2)), linear=True)
@@ -321,10 +325,10 @@ def spectral_norm(draw):
         left /= np.linalg.norm(left)
 
         def norm(w, move, u=u, axis=axis):
-            return ops.spectral_norm(w, u.astype(w.dtype), move, axis)
+            return ops.spectral_norm(w, np.array(u, w.dtype, like=w.data), move, axis)
 
         def held(w, left=left, right=right, matrix=matrix):
-            return Tensor(w.data / (left @ matrix(w.data) @ right))
+            return Tensor(w.data / (left @ matrix(cuda.to_host(w.data)) @ right))
 
         title = f"{len(shape)} axes, channels {layout}"
         yield Case(f"{title}, at rest", partial(norm, move=False), (w,))
@@ -348,6 +352,7 @@ def _module(name, module, run, *inputs, every_element=EVERY_ELEMENT):
             p.data = 0.5 * draw(p.shape) + (1 if key.endswith(("gain", "gamma")) else 0)
 
     def f(*tensors):
+        module.to(tensors[0].data)
         for key, tensor in zip(parameters, tensors[len(inputs) :], strict=True):
             *path, last = key.split(".")
             setattr(reduce(getattr, path, module), last, tensor)
@@ -374,13 +379,13 @@ def sn_conv(draw):
 
 @_table
 def sn_embedding(draw):
-    yield _module("SN-embedding", nn.Embedding(_init(), 4, 3), lambda layer: layer(np.array([3, 0, 3])))
+    yield _module("SN-embedding", nn.Embedding(_init(), 4, 3), lambda layer: layer(np.array([3, 0, 3], like=layer.u)))
 
 
 @_table
 def conditional_batch_norm(draw):
     layer = nn.BatchNorm(_init(), 3, classes=4)
-    yield _module("by class", layer, lambda layer, x: layer(x, np.array([3, 0, 3])), *draw((3, 4, 2, 3)))
+    yield _module("by class", layer, lambda layer, x: layer(x, np.array([3, 0, 3], like=x.data)), *draw((3, 4, 2, 3)))
 
 
 @_table
@@ -393,7 +398,7 @@ def self_attention(draw):
 @_table
 def up_block(draw):
     layer = nn.UpBlock(_init(), 3, 2, classes=2, momentum=0.9, spectral=True)
-    yield _module("by class", layer, lambda layer, x: layer(x, np.array([1, 0])), *draw((2, 3, 4, 3)))
+    yield _module("by class", layer, lambda layer, x: layer(x, np.array([1, 0], like=x.data)), *draw((2, 3, 4, 3)))
 
 
 @_table
@@ -411,7 +416,7 @@ def discriminator_loss(draw):
         (x,) = draw((4, 32, 32, 1))
 
         def loss(D, x):
-            return ops.hinge_discriminator(D(x, np.array([0, 1, 2, 2])))
+            return ops.hinge_discriminator(D(x, np.array([0, 1, 2, 2], like=x.data)))
 
         yield _module(form, D, loss, np.tanh(x), every_element=16)
 
@@ -423,10 +428,10 @@ def generator_loss(draw):
         arch = Architecture(width=8, classes=classes, latent=4)
         D = Discriminator(arch, _init()).eval()
         D.attention.gamma.data = np.asarray(0.7)
-        labels = np.array([1, 0, 1]) if classes else None
 
-        def loss(G, z, D=D, labels=labels):
-            return ops.hinge_generator(D(G(z, labels), labels))
+        def loss(G, z, D=D, classes=classes):
+            labels = np.array([1, 0, 1], like=z.data) if classes else None
+            return ops.hinge_generator(D.to(z.data)(G(z, labels), labels))
 
         title = "by class" if classes else "unconditional"
         yield _module(title, Generator(arch, _init()), loss, *draw((3, 4)), every_element=8)

@@ -9,11 +9,11 @@ average of G's weights, from which samples are drawn.
 
 import math
 import statistics
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 
-from minisagan import data, nn, ops, rng
+from minisagan import cuda, data, nn, ops, rng
 from minisagan.autograd import grad, no_tape
 from minisagan.data.download import progress
 from minisagan.errors import Diverged, UsageError
@@ -23,6 +23,7 @@ from minisagan.optim import EMA, Adam, flatten
 BATCH = 16  # images that `draw` makes at a time
 FEW = 8  # images that attention is measured on for the log
 STANDING_BATCHES = 16  # over which the averaged generator's batch statistics are taken
+LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d: mean scores
 
 
 @dataclass(frozen=True)
@@ -128,56 +129,78 @@ def generator_step(G, D, adam, ema, z, labels):
 
 
 class Training:
-    """The networks, optimisers and counters of one run on `dataset`; `advance` is one D step (or more) and one G step.
+    """The networks, optimisers and counters of one run on `dataset`; `advance` makes steps, of D and of G.
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
-    loaded and continued is the uninterrupted one.
+    loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
+    data; with `graph` a step of D and one of G, after a few that just run, are one launch each.
     """
 
-    def __init__(self, config, dataset):
+    def __init__(self, config, dataset, gpu=False, graph=True):
         if len(dataset) < config.batch_size:
             raise UsageError(
                 f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
                 f"choose --batch-size {len(dataset)} or less"
             )
+        if gpu:
+            put = cuda.cupy().asarray
+            dataset = replace(dataset, images=put(dataset.images), labels=put(dataset.labels))
         self.config, self.dataset, self.step = config, dataset, 0
         self.sampled_at = None  # the step for which the averaged generator's statistics were measured
-        arch = config.architecture
+        arch, here = config.architecture, dataset.images
         init = nn.Init(config.seed, arch.init)
-        self.G, self.D = Generator(arch, init), Discriminator(arch, init)
-        self.average = Generator(arch, nn.Init(config.seed, arch.init))  # the same first weights
+        self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
+        self.average = Generator(arch, nn.Init(config.seed, arch.init)).to(here)  # the same first weights
         self.adam_g = Adam(self.G.parameters(), config.lr_g, config.beta1, config.beta2)
         self.adam_d = Adam(self.D.parameters(), config.lr_d, config.beta1, config.beta2)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
+        self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
+        self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
+        self.steps = [cuda.Graph(step) if gpu and graph else step for step in (self._step_d, self._step_g)]
 
-    def advance(self):
-        """One training step: `d_steps` steps of D, one of G. Returns its losses and scores, name -> float.
+    def advance(self, count=1):
+        """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
 
-        Diverged, naming the first tensor with a NaN or an infinity, when a loss is not finite.
+        They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Diverged,
+        naming the first tensor with a NaN or an infinity, when a loss of any of the steps is not finite.
         """
-        c, classes = self.config, self.config.architecture.classes
-        for k in range(self.step * c.d_steps, (self.step + 1) * c.d_steps):
-            images, labels = data.batch(
-                self.dataset,
-                data.batch_indices(k * c.batch_size, c.batch_size, len(self.dataset), c.seed),
-                rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, k) < 0.5 if c.flip else None,
-            )
-            z, fake_labels = self._noise(rng.Stream.Z_D, rng.Stream.LABELS_D, k)
-            losses = discriminator_step(
-                self.G, self.D, self.adam_d, images, labels if classes else None, z, fake_labels
-            )
-        losses += generator_step(
-            self.G, self.D, self.adam_g, self.ema, *self._noise(rng.Stream.Z_G, rng.Stream.LABELS_G, self.step)
-        )
-        self.step += 1
-        record = dict(zip(("loss_d", "d_real", "d_fake", "loss_g"), map(float, losses), strict=True))
-        if not all(map(math.isfinite, record.values())):
+        c, (step_d, step_g) = self.config, self.steps
+        seen, batches = self.step * c.d_steps * c.batch_size, (count, c.d_steps, c.batch_size)
+        order = data.batch_indices(seen, math.prod(batches), len(self.dataset), c.seed).reshape(batches)
+        order = np.asarray(order, like=self.indices)
+        history = np.empty((count, len(LOSSES)), np.float32, like=self.losses)
+        for k in range(count):
+            for i in range(c.d_steps):
+                self.indices[...] = order[k, i]
+                step_d()
+            step_g()
+            history[k] = self.losses
+        self.step += count
+        history = cuda.to_host(history)
+        bad = ~np.isfinite(history).all(1)
+        if bad.any():
             first = next((name for name, x in self.state().items() if not np.isfinite(x).all()), "the losses alone")
             raise Diverged(
-                f"step {self.step}: a loss is not finite; first tensor with a NaN or an infinity: {first}. "
-                "Lower --lr-g and --lr-d, or keep spectral norm in both networks"
+                f"step {self.step - count + 1 + bad.argmax()}: a loss is not finite; first tensor with a NaN or an "
+                f"infinity: {first}. Lower --lr-g and --lr-d, or keep spectral norm in both networks"
             )
-        return record
+        return dict(zip(LOSSES, history[-1].tolist(), strict=True))
+
+    # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
+
+    def _step_d(self):
+        c, t = self.config, self.adam_d.t  # t counts D's steps: noise is drawn by it
+        flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if c.flip else None
+        images, labels = data.batch(self.dataset, self.indices, flips)
+        z, fake_labels = self._noise(rng.Stream.Z_D, rng.Stream.LABELS_D, t)
+        if fake_labels is None:
+            labels = None
+        found = discriminator_step(self.G, self.D, self.adam_d, images, labels, z, fake_labels)
+        self.losses[0], self.losses[1], self.losses[2] = found
+
+    def _step_g(self):
+        noise = self._noise(rng.Stream.Z_G, rng.Stream.LABELS_G, self.adam_g.t)
+        (self.losses[3],) = generator_step(self.G, self.D, self.adam_g, self.ema, *noise)
 
     def _noise(self, z_stream, label_stream, step):
         c, arch = self.config, self.config.architecture
@@ -229,7 +252,8 @@ class Training:
             for k in range(STANDING_BATCHES):
                 for norm in average.modules(nn.BatchNorm):
                     norm.momentum = k / (k + 1)  # makes the running statistics the mean of all batches so far
-                average(*self._noise(rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, k))
+                step = np.asarray(k, like=self.losses)
+                average(*self._noise(rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, step))
         self.sampled_at = self.step
         return average.eval()
 
@@ -247,15 +271,15 @@ class Training:
 def generate(generator, z, labels, batch=64):
     """Images of the generator as it stands: z (N, latent), labels (N,) or None -> float32 (N, S, S, C).
 
-    They are made `batch` at a time, and none is remembered.
+    They are made `batch` at a time, where the generator lies, and none is remembered there.
     """
+    here = next(iter(generator.parameters().values())).data
+    images = []
     with no_tape():
-        return np.concatenate(
-            [
-                generator(z[i : i + batch], None if labels is None else labels[i : i + batch]).data
-                for i in range(0, len(z), batch)
-            ]
-        )
+        for i in range(0, len(z), batch):
+            part = (None if x is None else np.asarray(x[i : i + batch], like=here) for x in (z, labels))
+            images.append(cuda.to_host(generator(*part).data))
+    return np.concatenate(images)
 
 
 def draw(generator, count, classes, seed, size, truncation=None):

@@ -1,11 +1,11 @@
-"""What tests share: the number of threads, real data where there is some, the marks."""
+"""What tests share: the number of threads, real data where there is some, a GPU or its emulation, the marks."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from minisagan import device
+from minisagan import cuda, device
 
 
 def pytest_configure(config):
@@ -24,3 +24,45 @@ def real_data():
         pytest.skip(f"no {name} in $MINISAGAN_DATA or ../shared/data")
 
     return find
+
+
+class Gpu:
+    """What a test of GPU code works with: `put` an array on the GPU, `get` it back; `cupy` is the module."""
+
+    def __init__(self, kind, cupy):
+        self.kind, self.cupy = kind, cupy
+
+    def put(self, x):
+        return self.cupy.asarray(x)
+
+    def get(self, x):
+        return x.get()
+
+
+@pytest.fixture(params=["emulated", "checked", pytest.param("gpu", marks=pytest.mark.gpu)])
+def gpu(request, monkeypatch):
+    """minisagan.cuda on an emulation, on one that reports races and stray accesses, and on a GPU where there is one.
+
+    Products of float32 are not rounded to TF32 unless the test sets cuda.tf32.
+    """
+    if request.param == "gpu":
+        cupy = pytest.importorskip("cupy", reason="no CuPy", exc_type=ImportError)
+        if not cupy.cuda.is_available():
+            pytest.skip("no GPU")
+    else:
+        from emulation import compiler, cublas_stand_in, cupy_stand_in
+
+        if not compiler.available():
+            pytest.skip("no g++ to emulate a GPU with")
+        cupy = cupy_stand_in
+        monkeypatch.setattr(cuda, "cupy", lambda: cupy)
+        monkeypatch.setattr(cuda, "load_cublas", cublas_stand_in.Cublas)
+        monkeypatch.setattr(cupy.settings, "checked", request.param == "checked")
+    monkeypatch.setattr(cuda, "tf32", False)
+    monkeypatch.setattr(cuda, "_stream", None)
+    cuda._module.cache_clear()
+    cuda.use(0)
+    yield Gpu(request.param, cupy)
+    cuda._module.cache_clear()
+    cuda._blas.cache_clear()
+    cupy.cuda.Stream.null.use()

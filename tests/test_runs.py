@@ -103,10 +103,10 @@ def test_resumed_with_more_steps(whole, tmp_path):
 def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     advance = Training.advance
 
-    def signalled(self):
+    def signalled(self, count):
         if self.step == 2:
             os.kill(os.getpid(), number)  # in the middle of step 3
-        return advance(self)
+        return advance(self, count)
 
     monkeypatch.setattr(Training, "advance", signalled)
     before = signal.getsignal(number)
@@ -259,10 +259,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_a_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
     advance = Training.advance
 
-    def poisoned(self):
+    def poisoned(self, count):
         if self.step == 4:
             self.G.up8.conv1.w.data[0, 0, 0, 0] = np.nan
-        return advance(self)
+        return advance(self, count)
 
     monkeypatch.setattr(Training, "advance", poisoned)
     args = "train", "--steps", 6, "--batch-size", 8, "--width", 8, "--checkpoint-every", 1, "--out", "a"

@@ -206,6 +206,7 @@ class Trainings:
         self.twin_losses += twins.generator_step(
             self.twin_G, self.twin_D, self.twin_adam_g, self.twin_ema, *inputs[4:]
         )
+        self.twin_losses = [float(loss) for loss in self.twin_losses]
 
     def sides(self):
         return (self.G, self.twin_G, self.adam_g), (self.D, self.twin_D, self.adam_d)

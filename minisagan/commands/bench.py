@@ -7,6 +7,7 @@ import click
 import numpy as np
 
 from minisagan import bench, data, device
+from minisagan.commands import hardware
 from minisagan.train import Architecture, Config, Training
 
 
@@ -17,35 +18,59 @@ from minisagan.train import Architecture, Config, Training
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images in a batch.")
 @click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
-def command(steps, width, size, batch_size, threads, as_json):
+@hardware.gpu_options
+def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32):
     """Time whole training steps (one of D, one of G) on noise for images, and each op in them.
 
     With the defaults the network is that of --dataset mnist. GFLOP/s count the matrix products alone, over the whole
-    step's time; the machine's own rate is that of small products in cache, on as many threads.
+    step's time; the machine's own rate is that of small products in cache, on as many threads. Of a GPU's steps, the
+    ops' shares can't be told: they are timed as they run in training, ten after one another.
     """
+    where = hardware.choose(where, tf32)
     device.set_threads(threads)
     arch = Architecture(size=size, channels=1 if size == 32 else 3, width=width, attention=size // 2)
     noise = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, arch.channels), np.uint8)
     labels = np.arange(batch_size) % arch.classes
     dataset = data.Dataset("noise", noise, labels, tuple("0123456789"), {})
-    training = Training(Config(batch_size=batch_size, architecture=arch), dataset)
-    bench.times(training, 2)
-    with bench.counted_products() as products:
-        training.advance()
-    seconds = bench.times(training, steps)
+    with hardware.memory(batch_size):
+        config = Config(batch_size=batch_size, architecture=arch)
+        training = Training(config, dataset, gpu=where != "cpu", graph=graph)
+        bench.times(training, 3)
+        seconds = bench.times(training, steps)
     step = statistics.median(seconds)
-    with bench.watched() as spent:
-        watched = sum(bench.times(training, steps))
-    rate = bench.gemm_rate()
     facts = {
         "step_ms": 1e3 * step,
         "fastest_ms": 1e3 * min(seconds),
         "steps_per_second": 1 / step,
         "images_per_second": batch_size / step,
+        "device": hardware.describe(where),
         "threads": device.threads(),
+    }
+    if where == "cpu":
+        facts |= _shares(training, steps, step)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(
+        f"{size}x{size}, width {width}, batch {batch_size}, {facts['device']}, {device.threads()} threads: "
+        f"{1e3 * step:.1f} ms a step (median of {steps}; fastest {1e3 * min(seconds):.1f}), "
+        f"{batch_size / step:.0f} images/s"
+    )
+    if where == "cpu":
+        _show(facts)
+
+
+def _shares(training, steps, step):
+    """What the products and each op have of a step of `step` seconds."""
+    with bench.counted_products() as products:
+        training.advance()
+    with bench.watched() as spent:
+        watched = sum(bench.times(training, steps))
+    return {
         "gflop_per_step": sum(products) / 1e9,
         "gflops": sum(products) / 1e9 / step,
-        "machine_gflops": rate,
+        "machine_gflops": bench.gemm_rate(),
+        "watched_ms": 1e3 * watched / steps,
         "ops": {
             name: {
                 "forward_calls": s.forward_calls // steps,
@@ -56,21 +81,21 @@ def command(steps, width, size, batch_size, threads, as_json):
             for name, s in sorted(spent.items(), key=lambda item: -item[1].forward - item[1].backward)
         },
     }
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
+
+
+def _show(facts):
+    rate = facts["machine_gflops"]
     click.echo(
-        f"{size}x{size}, width {width}, batch {batch_size}, {device.threads()} threads: {1e3 * step:.1f} ms a step "
-        f"(median of {steps}; fastest {1e3 * min(seconds):.1f}), {batch_size / step:.0f} images/s\n"
         f"{facts['gflop_per_step']:.2f} GFLOP a step in matrix products, {facts['gflops']:.0f} GFLOP/s: "
         f"{facts['gflops'] / rate:.0%} of this machine's {rate:.0f} GFLOP/s\n"
     )
     row = "{:22}{:>8}{:>12}{:>8}{:>12}{:>8}"
     click.echo(row.format("OP", "CALLS", "FORWARD ms", "CALLS", "BACKWARD ms", "SHARE"))
+    rest = 1.0
     for name, op in facts["ops"].items():
         forward, backward = op["forward_ms"], op["backward_ms"]
-        share = (forward + backward) * steps / 1e3 / watched
+        share = (forward + backward) / facts["watched_ms"]
+        rest -= share
         cells = f"{forward:.2f}", op["backward_calls"], f"{backward:.2f}", f"{share:.1%}"
         click.echo(row.format(name, op["forward_calls"], *cells))
-    rest = 1 - sum(op["forward_ms"] + op["backward_ms"] for op in facts["ops"].values()) * steps / 1e3 / watched
     click.echo(row.format("the rest", "", "", "", "", f"{rest:.1%}"))

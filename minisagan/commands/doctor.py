@@ -6,20 +6,21 @@ import platform
 
 import click
 
-from minisagan import __version__, data, device, selfcheck
+from minisagan import __version__, cuda, data, device, parity, selfcheck
 from minisagan.commands import hardware
 from minisagan.data import cifar
 from minisagan.data.download import locate
 
 PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl")
 SELF_TEST = "attend"
+TOLERANCES = {False: 1e-3, True: 5e-2}  # of a training step on the GPU: of float32, with products in TF32
 
 
 @click.command(short_help="Show what is installed and found here, and test it.")
 def command():
-    """Show versions, cores, data sets and GPUs, and check the gradient of one op.
+    """Show versions, cores, data sets and GPUs, and check the gradient of one op, and a training step on the GPU.
 
-    The exit code is 5 if that check fails.
+    The exit code is 5 if a check fails.
     """
     where = data.data_folder()
     click.echo(f"minisagan        {__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -27,7 +28,8 @@ def command():
         click.echo(f"{package:16} {_version(package)}")
     click.echo(f"BLAS             {device.blas()}")
     click.echo(f"cores            {os.cpu_count()}, used by threads: {device.threads()}")
-    click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {hardware.CPU_ONLY}")
+    obstacle = hardware.use()
+    click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {obstacle or f'used as {cuda.describe()}'}")
     click.echo(f"data folder      {where}{'' if where.is_dir() else ' (not there yet)'}")
     for name in data.NAMES:
         click.echo(f"  {name:14} {_found(name, where)}")
@@ -37,7 +39,18 @@ def command():
     click.echo(f"self-test        {SELF_TEST}: {len(results)} checks, {len(failed)} failed, largest error {worst:.1e}")
     for result in failed:
         click.echo(result)
-    return 5 if failed else 0
+    return 5 if failed or not (obstacle or _same_on_gpu()) else 0
+
+
+def _same_on_gpu():
+    """Whether a small training step on the GPU is the CPU's; shows by how much they differ."""
+    same = True
+    for cuda.tf32, allowed in TOLERANCES.items():
+        errors = parity.errors(parity.SMALL)
+        same &= max(errors.values()) <= allowed
+        shown = ", ".join(f"{what} {error:.1e}" for what, error in errors.items())
+        click.echo(f"GPU against CPU  {'TF32' if cuda.tf32 else 'float32'}: {shown} (at most {allowed:g})")
+    return same
 
 
 def _version(package):

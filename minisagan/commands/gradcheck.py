@@ -6,6 +6,7 @@ import math
 import click
 
 from minisagan import selfcheck
+from minisagan.commands import hardware
 
 ROW = "{:4}  {:52}  {:13}  {:>7}  {:>7}  {:>7}  {}"
 
@@ -13,14 +14,15 @@ ROW = "{:4}  {:52}  {:13}  {:>7}  {:>7}  {:>7}  {}"
 @click.command(short_help="Compare the backward pass of every op with finite differences.")
 @click.option("--op", metavar="NAME", show_default="all ops", help="Check this op alone.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print a list of JSON objects instead.")
-def command(op, as_json):
+@hardware.device_option(default="cpu")
+def command(op, as_json, where):
     """Compare the backward pass of every op with finite differences of its forward pass, in float64.
 
     A row for each case: the worst relative error over all inputs, in the directions that METHOD says, must not exceed
     the tolerance. The exit code is 5 if one does; the worst element is then shown with both values.
     """
     results = []
-    for result in selfcheck.run(op):
+    for result in selfcheck.run(op, gpu=hardware.choose(where) != "cpu"):
         if not results and not as_json:
             click.echo(ROW.format("", "CASE", "METHOD", "ERROR", "ALLOWED", "SECONDS", "SHAPES"))
         results.append(result)
@@ -32,8 +34,8 @@ def command(op, as_json):
     elif not failed:
         click.echo(f"all {len(results)} checks passed")
     for result in failed:
-        name = result.name.split(":")[0]
-        click.echo(f"{result}\n  again: minisagan gradcheck --op {name}", err=as_json)
+        name, there = result.name.split(":")[0], "" if where == "cpu" else f" --device {where}"
+        click.echo(f"{result}\n  again: minisagan gradcheck --op {name}{there}", err=as_json)
     return 5 if failed else 0
 
 

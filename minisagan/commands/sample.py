@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import pictures, runs
-from minisagan.commands import choices
+from minisagan import cuda, pictures, runs
+from minisagan.commands import choices, hardware
 from minisagan.errors import Fault, UsageError
-from minisagan.train import draw
+from minisagan.train import BATCH, draw
 
 
 @click.command(short_help="Draw images with a trained generator.")
@@ -24,12 +24,16 @@ from minisagan.train import draw
 @click.option("-o", "--output", metavar="FILE", default="samples.png",
               help="NAME.png: a grid, a row for each class. NAME.npz: arrays images and labels. "
               "NAME or NAME/: a new folder, a PNG for each image.")
-def command(run, count, classes, seed, truncation, output):
+@hardware.device_option()
+def command(run, count, classes, seed, truncation, output, where):
     """Draw images with the generator of RUN, a run's folder (its newest checkpoint) or a checkpoint file."""
     write = _writer(output)
     generator, config, about, file = runs.load_generator(run)
     chosen = choices.classes(classes, about["classes"], config.architecture.classes)
-    images, labels = draw(generator, count, chosen, seed, about["image_size"], truncation)
+    if hardware.choose(where) != "cpu":
+        generator.to(cuda.cupy().empty(0))
+    with hardware.memory(BATCH):
+        images, labels = draw(generator, count, chosen, seed, about["image_size"], truncation)
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
 

@@ -65,11 +65,11 @@ def setting(flag, **kwargs):
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
 @click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
-@click.option("--device", "where", metavar="auto|cpu|cuda[:N]", default="auto", help="What computes.")
+@hardware.gpu_options
 def command(
     data_dir, out, minutes, sample_every, checkpoint_every, keep, evaluate_every, resume, force, replay, threads, where,
-    **given,
-):
+    graph, tf32, **given
+):  # fmt: skip
     """Train a GAN on a data set, or go on with a run.
 
     \b
@@ -79,7 +79,8 @@ def command(
 
     A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops.
     """
-    where = hardware.choose(where)
+    where = hardware.choose(where, tf32)
+    on = {"gpu": where != "cpu", "graph": graph}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UsageError(f"--minutes must be above 0, not {minutes}")
     device.set_threads(threads)
@@ -93,15 +94,16 @@ def command(
         for flag, value in {"--out": out, "--force": force, "--config": replay}.items():
             if value:
                 raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
-        _refuse_differences(resume, given)
-        opened = runs.Run.resume(resume, given.get("steps"), data_dir, options)
+        config = _refuse_differences(resume, given)
+        opened = runs.Run.resume(resume, given.get("steps"), data_dir, options, **on)
     else:
         if force and not out:
             raise UsageError("--force needs --out, the folder of the run to replace")
         config, dataset = _configure(given, data_dir, replay)
-        opened = runs.Run.create(out or _free_folder(config.dataset), config, dataset, options, force, data_dir)
+        folder = out or _free_folder(config.dataset)
+        opened = runs.Run.create(folder, config, dataset, options, force, data_dir, **on)
 
-    with interrupts() as caught, opened as run:
+    with interrupts() as caught, hardware.memory(config.batch_size), opened as run:
         _introduce(run, where)
         done, late = run.training.step, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
@@ -168,7 +170,7 @@ def _free_folder(dataset):
 
 
 def _refuse_differences(run, given):
-    """UsageError, naming each, if options other than `steps` were given that are not the run's own."""
+    """The run's Config; UsageError, naming each, for options other than `steps` that are not the run's own."""
     file = runs.find(run)
     config = runs.read_config(checkpoint.read_metadata(file), file)
     has = config.to_dict() | config.to_dict()["architecture"] | {"conditional": config.architecture.classes > 0}
@@ -179,6 +181,7 @@ def _refuse_differences(run, given):
     ]
     if differences:
         raise UsageError(f"{run} can't go on with another {', '.join(differences)}: leave that out, or start a new run")
+    return config
 
 
 @contextmanager
@@ -207,7 +210,7 @@ def _introduce(run, where):
     click.echo(
         f"{run.folder}: {images.name}, {len(images):,} images of {size}x{size}, {classes or 'no'} classes; "
         f"{len(training.adam_g.weights):,} weights in G, {len(training.adam_d.weights):,} in D; "
-        f"{where}, threads: {device.threads()}",
+        f"{hardware.describe(where)}, threads: {device.threads()}",
         err=True,
     )
 

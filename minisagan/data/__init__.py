@@ -1,26 +1,17 @@
-"""Data sets: images as uint8 in files, batches as float32 in [-1, 1] for the networks.
-
-    x = u8 / 127.5 - 1            u8 = round((x + 1) · 127.5)
-
-The networks' images are S = 32·2ᵏ pixels wide. 28x28 digits are framed in black (-1) to 32 on the way in, and
-what the generator draws is cropped back to 28 on the way out.
-
-Which samples a step sees is a function of the position alone, the number of samples seen since the start:
-epoch e is one permutation of the data, keyed by (seed, e). There is no state to save, and a resumed run sees
-what the uninterrupted one would have seen.
-"""
+"""Data sets: images as uint8 with their classes, from files or drawn here; batches.py makes networks' input of them."""
 
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from minisagan import rng
 from minisagan.data import cifar, folder, idx
+from minisagan.data.batches import batch, batch_indices, crop, to_uint8
 from minisagan.errors import UsageError
+
+__all__ = ["Dataset", "batch", "batch_indices", "crop", "data_folder", "load", "to_uint8"]
 
 NAMES = ("drawn-digits", "mnist", "fashion-mnist", "kmnist", "cifar10")  # or a path to a folder of images
 SIZES = (32, 64, 128, 256)
@@ -103,54 +94,3 @@ def _draw(split):
     images, labels = draw(count, seed=seed)
     hashes = {"images": hashlib.sha256(images).hexdigest(), "labels": hashlib.sha256(labels).hexdigest()}
     return images[..., None], labels, tuple("0123456789"), hashes
-
-
-def batch(dataset, indices, flip_mask=None):
-    """Samples for the networks: x (n, S, S, C) float32 in [-1, 1], framed in black; y (n,) int64.
-
-    Where `flip_mask` (n,) bool is True the image is mirrored left to right.
-    """
-    images = dataset.images[indices]  # (n, H, H, C)
-    if flip_mask is not None:
-        images[flip_mask] = images[flip_mask][:, :, ::-1]
-    n, size = len(images), dataset.size
-    x = np.full((n, size, size, dataset.channels), -1, np.float32)  # (n, S, S, C)
-    inside = crop(x, dataset.image_size)
-    np.divide(images, 127.5, out=inside, dtype=np.float32)
-    inside -= 1
-    return x, dataset.labels[indices]
-
-
-def crop(x, size):
-    """The middle `size` x `size` pixels of images (n, S, S, C): a view, the frame taken off."""
-    margin = (x.shape[1] - size) // 2
-    return x[:, margin : margin + size, margin : margin + size]
-
-
-def to_uint8(x, size):
-    """What networks draw, (n, S, S, C) in [-1, 1], as (n, size, size, C) uint8, rounded and clipped.
-
-    With `size` a data set's `image_size` it undoes `batch` exactly: all 256 values come back as they were.
-    """
-    return np.rint(np.clip((crop(x, size) + 1) * 127.5, 0, 255)).astype(np.uint8)
-
-
-@lru_cache(maxsize=2)  # a batch touches at most two epochs, unless it is larger than the data
-def _permutation(n, seed, epoch):
-    return rng.permutation(n, seed, epoch)
-
-
-def batch_indices(position, count, n, seed):
-    """Which of n samples come at position, position + 1, .. of the endless shuffled stream: (count,) int64.
-
-    Each n positions are an epoch with its own permutation of the data; a batch across its end takes the rest
-    from the next.
-    """
-    indices = np.empty(count, np.int64)
-    done = 0
-    while done < count:
-        epoch, start = divmod(position + done, n)
-        part = _permutation(n, seed, epoch)[start : start + count - done]
-        indices[done : done + len(part)] = part
-        done += len(part)
-    return indices

@@ -12,18 +12,19 @@ An operand that was broadcast gets its cotangent summed over the axes it was rep
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cuda, device
 from minisagan.autograd import Tensor
 
 
 def add(a, b):
     """a + b."""
     a, b = _pair(a, b)
-    return Tensor(
-        device.elementwise(np.add, a.data, b.data),
-        (a, b),
-        lambda g, needs, s=(a.shape, b.shape): (_summed_to(g, s[0]), _summed_to(g, s[1])),
-    )
+    shapes = a.shape, b.shape
+
+    def vjp(g, needs):
+        return [_summed_to(g, shape) if need else None for shape, need in zip(shapes, needs, strict=True)]
+
+    return Tensor(device.elementwise(np.add, a.data, b.data), (a, b), vjp)
 
 
 def multiply(a, b):
@@ -66,14 +67,15 @@ def matmul(a, b):
     ad, bd = a.data, b.data
     if ad.ndim < 2 or bd.ndim < 2:
         raise ValueError(f"matmul takes matrices or stacks of them, not shapes {ad.shape} and {bd.shape}")
+    product = cuda.matmul if cuda.on_gpu(ad) else np.matmul
 
     def vjp(g, needs):
         return (
-            _summed_to(g @ bd.swapaxes(-1, -2), ad.shape) if needs[0] else None,
-            _summed_to(ad.swapaxes(-1, -2) @ g, bd.shape) if needs[1] else None,
+            _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape) if needs[0] else None,
+            _summed_to(product(ad.swapaxes(-1, -2), g), bd.shape) if needs[1] else None,
         )
 
-    return Tensor(ad @ bd, (a, b), vjp)
+    return Tensor(product(ad, bd), (a, b), vjp)
 
 
 def reshape(x, shape):
@@ -107,12 +109,17 @@ def mean(x, axis=None, keepdims=False):
 
 
 def _pair(a, b):
-    """Both as tensors; a plain number takes the other's dtype, so that no float64 leaks into float32."""
-    if not isinstance(a, Tensor):
-        a = Tensor(np.asarray(a, b.dtype))
-    if not isinstance(b, Tensor):
-        b = Tensor(np.asarray(b, a.dtype))
-    return a, b
+    """Both as tensors; a constant takes the other's dtype, so that no float64 leaks into float32, and its device."""
+    return (a, _constant(b, a.data)) if isinstance(a, Tensor) else (_constant(a, b.data), b)
+
+
+def _constant(value, like):
+    """A tensor of `value`, unless it is one. A number stays one, also beside a GPU's array: nothing is copied there."""
+    if isinstance(value, Tensor):
+        return value
+    if np.isscalar(value):
+        return Tensor(like.dtype.type(value))
+    return Tensor((cuda.cupy() if cuda.on_gpu(like) else np).asarray(value, like.dtype))
 
 
 def _summed_to(g, shape):

@@ -6,8 +6,10 @@
 
 import numpy as np
 
-from minisagan import kinks
+from minisagan import cuda, kinks
 from minisagan.autograd import Tensor
+
+kernels = cuda.Kernels(__file__)
 
 
 def hinge_discriminator(scores):
@@ -15,6 +17,8 @@ def hinge_discriminator(scores):
     if scores.ndim != 1 or not len(scores.data) or len(scores.data) % 2:
         raise ValueError(f"hinge_discriminator takes scores (2n,): n of real images, n of fakes; not {scores.shape}")
     n = len(scores.data) // 2
+    if cuda.on_gpu(scores.data):
+        return _discriminator_on_gpu(scores, n)
     sign = np.repeat(np.array([1, -1], scores.dtype), n)  # (2n,)
     margin = 1 - sign * scores.data
     on = kinks.chosen(lambda: margin > 0)
@@ -27,4 +31,33 @@ def hinge_generator(scores):
     if scores.ndim != 1:
         raise ValueError(f"hinge_generator takes scores (n,), not {scores.shape}")
     n = len(scores.data)
+    if cuda.on_gpu(scores.data):
+        return _generator_on_gpu(scores, n)
     return Tensor(-scores.data.mean(), (scores,), lambda g, needs: (np.full(n, -g / n, scores.dtype),))
+
+
+def _discriminator_on_gpu(scores, n):
+    """hinge_discriminator on the GPU; in the kernels, too, a gradient check may say whose margin counts."""
+    x, loss = cuda.cupy().ascontiguousarray(scores.data), cuda.cupy().empty((), scores.dtype)
+    on = kinks.chosen(lambda: np.concatenate([x[:n] < 1, x[n:] > -1]))
+    kernels("discriminator", 1, 256, x, on, loss, n)
+
+    def vjp(g, needs):
+        dx = np.empty_like(x)
+        kernels("discriminator_backward", cuda.blocks_for(2 * n), 256, x, on, g, dx, n)
+        return (dx,)
+
+    return Tensor(loss, (scores,), vjp)
+
+
+def _generator_on_gpu(scores, n):
+    """hinge_generator on the GPU."""
+    x, loss = cuda.cupy().ascontiguousarray(scores.data), cuda.cupy().empty((), scores.dtype)
+    kernels("generator", 1, 256, x, loss, n)
+
+    def vjp(g, needs):
+        dx = np.empty_like(x)
+        kernels("generator_backward", cuda.blocks_for(n), 256, g, dx, n)
+        return (dx,)
+
+    return Tensor(loss, (scores,), vjp)

@@ -9,8 +9,10 @@ Up-sampling and average pooling are each other's transpose, but for the factor 4
 
 import numpy as np
 
-from minisagan import device, kinks
+from minisagan import cuda, device, kinks
 from minisagan.autograd import Tensor
+
+_kernels = cuda.Kernels(__file__)
 
 
 def upsample(x):
@@ -27,6 +29,8 @@ def avg_pool(x):
 def max_pool(x):
     """The largest of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
     _check_even(x, "max_pool")
+    if cuda.on_gpu(x.data):
+        return _gpu_max_pool(x)
     N, H, W, C = x.shape
     corners = [x.data[:, a::2, b::2] for a in (0, 1) for b in (0, 1)]  # four views (N, H/2, W/2, C)
     winner = kinks.chosen(lambda: np.argmax(corners, 0))
@@ -59,6 +63,8 @@ def max_pool(x):
 def _repeat(x, factor):
     """factor x, each pixel repeated 2x2."""
     N, H, W, C = x.shape
+    if cuda.on_gpu(x):
+        return _launch("repeat", x.shape, (N, 2 * H, 2 * W, C), x, float(factor))
     y = np.empty((N, H, 2, W, 2, C), x.dtype)
     cuts = device.chunks(N, 5 * x[0].nbytes)
 
@@ -73,6 +79,9 @@ def _repeat(x, factor):
 def _block_sum(x, factor):
     """factor times the sum of each 2x2 block."""
     N, H, W, C = x.shape
+    if cuda.on_gpu(x):
+        small = N, H // 2, W // 2, C
+        return _launch("sum_blocks", small, small, x, float(factor))
     blocks = x.reshape(N, H // 2, 2, W // 2, 2, C)
     y = np.empty((N, H // 2, W // 2, C), x.dtype)
     cuts = device.chunks(N, 2 * x[0].nbytes)
@@ -90,3 +99,25 @@ def _block_sum(x, factor):
 def _check_even(x, op):
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"{op} halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")
+
+
+def _gpu_max_pool(x):
+    """max_pool on the GPU, which remembers the winner of each block, 0 ... 3, for the backward pass."""
+    N, H, W, C = large = x.shape
+    small = N, H // 2, W // 2, C
+    found = cuda.cupy().empty(small, np.uint8)
+    given = kinks.chosen(lambda: found)
+    known = given is not None and given is not found
+    winner = given if known else found
+    y = _launch("max_pool", small, small, x.data, winner, int(known))
+    return Tensor(y, (x,), lambda g, needs: (_launch("max_pool_back", small, large, g, winner),))
+
+
+def _launch(name, small, shape, x, *more):
+    """The array of this shape that a kernel makes of x, with a thread for each element of the small image."""
+    N, H, W, C = small
+    x = cuda.cupy().ascontiguousarray(x)
+    y = cuda.cupy().empty(shape, x.dtype)
+    count = N * H * W * C
+    _kernels(name, cuda.blocks_for(count), 256, y, x, *more, count, W * C, C)
+    return y

@@ -1,0 +1,281 @@
+"""Everything about minisagan that only a GPU can tell, as one report: is it right there, and how fast is it?
+
+    python examples/on_gpu.py > report.txt          # some minutes; PyTorch beside it where it is installed
+    python examples/on_gpu.py --net mnist --no-torch
+
+    parity        a small training step against the CPU's, in float32 and with products in TF32
+    determinism   the same training twice, and as graphs and eagerly: the same bits
+    speed         whole training steps, of D and of G, of the network of --dataset mnist and of the paper's at 128x128,
+                  batches of 64: minisagan's graphs and eager steps, and a plain PyTorch twin's in channels_last,
+                  eagerly, as CUDA graphs and compiled; all with TF32, then all without
+    floor         what this GPU can't go below: the floating-point operations that the fused networks need over its rate
+                  in one large product, and the bytes that have to be moved over its rate in one large copy
+    memory        what each of them took
+
+Its parts about minisagan were tried on the tests' emulation of a GPU, on a CPU; those about PyTorch, and all times,
+await a GPU.
+"""
+
+import gc
+import importlib.util
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import click
+import numpy as np
+
+from minisagan import bench, cuda, nn, parity
+from minisagan.autograd import Tensor, recording
+from minisagan.commands import hardware
+from minisagan.errors import Fault
+from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.train import Config, Training
+
+NETS = {  # name -> networks, batch; the paper's have 1,000 classes, and attention at 32x32
+    "mnist": (Architecture(), 64),
+    "paper128": (Architecture(size=128, channels=3, width=64, classes=1000, attention=32), 64),
+}
+TWINS = ("eager", "graphs", "compiled", "compiled, graphs")
+AHEAD = 10  # steps that follow one another before anybody waits for the GPU, as in training
+SAMPLE = 2  # images by which the work of a step is counted: it grows with the batch, but for the weights' part
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--net", "nets", type=click.Choice(list(NETS)), multiple=True, default=list(NETS))
+@click.option("--steps", type=click.IntRange(1), default=10, help="Tens of steps to time.")
+@click.option("--torch/--no-torch", "with_torch", default=True, help="Time PyTorch, too, if it is installed.")
+@click.option("--device", "where", metavar="cuda[:N]", default="cuda", help="Which GPU.")
+def main(nets, steps, with_torch, where):
+    """Report what only a GPU can tell about minisagan."""
+    try:
+        where = hardware.choose(where)
+    except Fault as error:
+        raise click.ClickException(str(error)) from error
+    with_torch = with_torch and importlib.util.find_spec("torch") is not None
+    times = (fast(*NETS[net], net, steps, with_torch) for net in nets)
+    for section in (about(where), correct(parity.SMALL), *times):
+        for line in section:
+            click.echo(line)
+        click.echo()
+
+
+def about(where):
+    yield f"minisagan on {hardware.describe(where)}"
+    yield f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; driver for CUDA {hardware.driver()}; {platform.platform()}"
+
+
+def correct(config, steps=4):
+    """Parity, determinism, graphs."""
+    yield "The GPU's training step against the CPU's: relative differences of the losses, and of all gradients"
+    for cuda.tf32 in (False, True):
+        errors = ", ".join(f"{what} {error:.1e}" for what, error in parity.errors(config).items())
+        yield f"  {_precision():8} {errors}"
+    dataset = parity.noise(config, 3 * config.batch_size)
+    runs = [Training(config, dataset, gpu=True, graph=graph) for graph in (True, True, False)]
+    bits = []
+    for run in runs:
+        losses = run.advance(steps)
+        bits.append((losses, {name: cuda.to_host(x).tobytes() for name, x in run.state().items()}))
+    recorded = all(graph.recorded is not None for graph in runs[0].steps)
+    yield f"After {steps} steps, are the bits"
+    yield f"  of two trainings the same?              {_verdict(bits[0] == bits[1])}"
+    yield f"  of graphs and eager steps the same?     {_verdict(recorded and bits[0] == bits[2])}"
+
+
+def fast(arch, batch, name, steps, with_torch):
+    """Times, floors and memory of one network."""
+    config = Config(batch_size=batch, architecture=arch)
+    yield f"{name}: {arch.size}x{arch.size}, width {arch.width}, batch {batch}"
+    work = Work.of(config)
+    row = "  {:34}{:>10}{:>10}{:>12}{:>12}"
+    for cuda.tf32 in (True, False):
+        product, copy = rates()
+        flop_ms, byte_ms = 1e3 * work.flop / product, 1e3 * work.bytes / copy
+        yield (
+            f"  floor in {_precision()}: {work.flop / 1e9:,.0f} GFLOP at {product / 1e12:.0f} TFLOP/s: {flop_ms:.3f} ms"
+            f", and {work.bytes / 1e9:.2f} GB at {copy / 1e9:,.0f} GB/s: {byte_ms:.3f} ms"
+        )
+        yield row.format(_precision(), "ms", "fastest", "x floor", "MiB")
+        programs = {f"minisagan, {how}": (minisagan, how) for how in ("graphs", "eager")}
+        if with_torch:
+            programs |= {f"PyTorch, {how}": (pytorch, how) for how in TWINS}
+        found = {}
+        for label, (program, how) in programs.items():
+            try:
+                found[label], mib = measure(program, config, how, steps)
+            except Exception as error:  # such as a torch.compile without a compiler: the others still count
+                yield f"  {label:34} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                continue
+            finally:
+                _free()
+            middle, shortest = (1e3 * seconds for seconds in found[label])
+            over = middle / max(flop_ms, byte_ms)
+            yield row.format(label, f"{middle:.3f}", f"{shortest:.3f}", f"{over:.1f}", f"{mib:,.0f}")
+        ours = found.get("minisagan, graphs")
+        for label, seconds in found.items():
+            if ours and label.startswith("PyTorch"):
+                yield f"  minisagan's graphs take {ours[0] / seconds[0]:.2f} of the time of {label}"
+
+
+def measure(program, config, how, count):
+    """((median, shortest) seconds of a step, MiB), of `count` times AHEAD steps after the first two times."""
+    advance, memory = program(config, how)
+    for _ in range(2):
+        advance()
+    found = []
+    for _ in range(count):
+        start = time.perf_counter()
+        advance()
+        found.append((time.perf_counter() - start) / AHEAD)
+    return (float(np.median(found)), min(found)), memory() / 2**20
+
+
+def minisagan(config, how):
+    """(what makes AHEAD steps and waits for them, what tells the bytes in use)."""
+    before = _used()
+    training = Training(config, parity.noise(config, config.batch_size), gpu=True, graph=how == "graphs")
+    return lambda: training.advance(AHEAD), lambda: _used() - before
+
+
+def pytorch(config, how):
+    """The same for the twin: images, noise and labels are drawn on the GPU, Adam is fused."""
+    import pytorch_twin as twins
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cuda.tf32
+    torch.backends.cudnn.benchmark = True
+    arch, n, gpu = config.architecture, config.batch_size, torch.device("cuda", cuda.cupy().cuda.Device().id)
+    torch.cuda.reset_peak_memory_stats(gpu)
+    init = nn.Init(0, arch.init)
+    networks = Generator(arch, init), Discriminator(arch, init)
+    G, D = (twins.twin(network, torch.channels_last).to(gpu) for network in networks)
+    adam_g, adam_d = (twins.adam(network, 1e-4, capturable="graphs" in how) for network in (G, D))
+    ema = twins.EMA(G)
+    if "compiled" in how:
+        G.compile()
+        D.compile()
+    images = torch.randint(0, 256, (n, arch.channels, arch.size, arch.size), dtype=torch.uint8, device=gpu)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def noise():
+        return torch.randn(n, arch.latent, device=gpu), torch.randint(0, arch.classes, (n,), device=gpu)
+
+    def step_d():
+        real = images[torch.randint(0, n, (n,), device=gpu)] / 127.5 - 1
+        real = real.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(0, arch.classes, (n,), device=gpu)
+        twins.discriminator_step(G, D, adam_d, real, labels, *noise())
+
+    def step_g():
+        twins.generator_step(G, D, adam_g, ema, *noise())
+
+    steps = [step_d, step_g]
+    if "graphs" in how:
+        aside = torch.cuda.Stream()
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                for step in steps:
+                    step()
+        torch.cuda.current_stream().wait_stream(aside)
+        for i, step in enumerate(list(steps)):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            steps[i] = graph.replay
+
+    def advance():
+        for _ in range(AHEAD):
+            for step in steps:
+                step()
+        torch.cuda.synchronize(gpu)
+
+    return advance, lambda: torch.cuda.max_memory_reserved(gpu)
+
+
+@dataclass
+class Work:
+    """What a training step has to do at least, by what it does on the CPU, where it is fused as far.
+
+    flop: of the matrix products. bytes: the result of each op written and read once on the way forward, read again on
+    the way back, and its cotangent written and read; Adam's 7 and the running average's 3 accesses to each weight.
+    """
+
+    flop: float
+    bytes: float
+
+    @classmethod
+    def of(cls, config):
+        """Counted on batches of SAMPLE and twice that, so that what does not grow with the batch is told apart."""
+        counts = np.array([cls._count(config, n) for n in (SAMPLE, 2 * SAMPLE)])
+        each = (counts[1] - counts[0]) / SAMPLE
+        return cls(*(counts[0] + (config.batch_size - SAMPLE) * each))
+
+    @staticmethod
+    def _count(config, n):
+        config = Config(batch_size=n, architecture=config.architecture)
+        training, moved, plain = Training(config, parity.noise(config, n)), [], Tensor.__init__
+
+        def counting(self, data, parents=(), vjp=None):
+            plain(self, data, parents, vjp)
+            if vjp is not None:
+                moved.append(data.nbytes * (5 if recording() else 2))
+
+        Tensor.__init__ = counting
+        try:
+            with bench.counted_products() as products:
+                training.advance()
+        finally:
+            Tensor.__init__ = plain
+        weights = len(training.adam_g.weights), len(training.adam_d.weights)
+        return sum(products), sum(moved) + 4 * (10 * weights[0] + 7 * weights[1])
+
+
+def rates(side=8192, size=1 << 30):
+    """What this GPU does in a large product (FLOP/s, as cuda.tf32 says) and in a large copy (bytes/s, both ways)."""
+    cupy = cuda.cupy()
+    a = cupy.zeros((side, side), np.float32)
+    product = 2 * side**3 / _seconds(lambda: cuda.matmul(a, a))
+    x = cupy.zeros(size // 4, np.float32)
+    y = cupy.empty_like(x)
+    return product, 2 * size / _seconds(lambda: y.__setitem__(..., x))
+
+
+def _seconds(work, count=10):
+    """The time that `work` takes on the GPU."""
+    cupy = cuda.cupy()
+    for _ in range(2):
+        work()
+    cupy.cuda.get_current_stream().synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        work()
+    cupy.cuda.get_current_stream().synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def _free():
+    """Gives the memory of what has just ended back to the GPU."""
+    gc.collect()
+    cuda.cupy().get_default_memory_pool().free_all_blocks()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
+
+
+def _used():
+    free, total = cuda.cupy().cuda.Device().mem_info
+    return total - free
+
+
+def _precision():
+    return "TF32" if cuda.tf32 else "float32"
+
+
+def _verdict(right):
+    return "yes" if right else "NO"
+
+
+if __name__ == "__main__":
+    main()

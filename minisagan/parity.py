@@ -1,0 +1,45 @@
+"""Whether a GPU trains as the CPU does: the same steps on both, from the same weights, with the same noise and data.
+
+    error = |a - b| / |b|
+
+for the losses and for each network's gradients in the last step, as vectors. Weights are no measure: Adam's first
+steps are lr sign(g), and the sign of a gradient that is all but zero is anybody's.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minisagan import cuda, data
+from minisagan.models import Architecture
+from minisagan.train import Config, Training
+
+SMALL = Config(batch_size=16, architecture=Architecture(width=8))  # to be tried by anybody, in a moment
+
+
+def noise(config, count):
+    """A data set of `count` images of uniform noise, for networks like these."""
+    arch, random = config.architecture, np.random.default_rng(0)
+    images = random.integers(0, 256, (count, arch.size, arch.size, arch.channels), np.uint8)
+    return data.Dataset("noise", images, np.arange(count) % max(1, arch.classes), ("",) * max(1, arch.classes), {})
+
+
+def errors(config, steps=1, graph=True):
+    """Relative differences of the GPU's training from the CPU's after `steps` steps, what -> error."""
+    config = replace(config, flip=True)
+    dataset = noise(config, 3 * config.batch_size)
+    gpu, cpu = Training(config, dataset, gpu=True, graph=graph), Training(config, dataset)
+    for training in (gpu, cpu):  # at first the gates are 0, and nothing of attention would show
+        for network in (training.G, training.D):
+            if config.architecture.attention:
+                network.attention.gamma.data[...] = 0.5
+    losses = [list(training.advance(steps).values()) for training in (gpu, cpu)]
+    return {
+        "losses": _error(*map(np.array, losses)),
+        "gradients of D": _error(gpu.adam_d.g, cpu.adam_d.g),
+        "gradients of G": _error(gpu.adam_g.g, cpu.adam_g.g),
+    }
+
+
+def _error(a, b):
+    return float(np.linalg.norm(cuda.to_host(a) - b) / np.linalg.norm(b))

@@ -1,0 +1,404 @@
+// The machine that runs a kernel on one CPU thread: fibers, barriers, warps, and the checks of each access.
+//
+// Blocks run one after another. Within a block a CUDA thread runs until it has to wait for others; the next one then
+// runs on a stack of its own. A kernel that never waits never changes stacks.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <memory>
+#include <random>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda_on_cpu.h"
+
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];  // this library in memory
+extern "C" __attribute__((visibility("hidden"), weak)) char __start_shared_memory[], __stop_shared_memory[];
+
+namespace emulated {
+
+Now now;
+
+namespace {
+
+constexpr size_t STACK = 128 << 10, PAGE = 64 << 10;
+
+struct Fiber {
+  char* stack;
+  bool begun = false;
+  ucontext_t start;
+  jmp_buf at;
+};
+
+enum State { NEW, READY, AT_BARRIER, AT_WARP, DONE };
+
+struct Thread {
+  uint3 index;
+  State state;
+  Fiber* fiber;
+  Site site;  // where it waits, and for a warp function: with whom, with what, for what
+  unsigned mask;
+  void* record;
+  void (*complete)(void**);
+};
+
+struct Warp {
+  unsigned here, gone;  // lanes, a bit each: those that wait at a warp function, those that have returned
+  unsigned fences;      // how many __syncwarp there were
+};
+
+const Launch* launch;
+void (*kernel)(void**);
+void** arguments;
+std::vector<Thread> threads;
+std::vector<int> order;       // in which the threads run
+size_t next_in_order;
+std::vector<Warp> warps;
+unsigned barriers;            // the block's count of __syncthreads
+int current, done;
+bool failed, on_fiber, watching;  // watching: the kernel's own code runs, no function of this file
+std::mt19937 random_numbers;
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Fiber*> idle;
+jmp_buf scheduler;
+
+const char* file_of(Site site) {
+  const char* slash = strrchr(site.file_name(), '/');
+  return slash ? slash + 1 : site.file_name();
+}
+
+bool same(Site a, Site b) { return a.line() == b.line() && !strcmp(a.file_name(), b.file_name()); }
+
+// Report what went wrong and leave the kernel for good. The first report counts.
+__attribute__((format(printf, 1, 2))) void fail(const char* format, ...) {
+  if (!failed) {
+    va_list values;
+    va_start(values, format);
+    int n = vsnprintf(launch->error, 700, format, values);
+    va_end(values);
+    snprintf(launch->error + std::min(n, 699), 300, " [block (%u, %u, %u), thread (%u, %u, %u)]", now.block.x,
+             now.block.y, now.block.z, now.thread.x, now.thread.y, now.thread.z);
+  }
+  failed = true;
+  if (on_fiber) _longjmp(scheduler, 1);
+}
+
+// ---- Fibers and warps
+
+void wait() {  // until the scheduler comes back to this thread
+  if (!_setjmp(threads[current].fiber->at)) _longjmp(scheduler, 1);
+}
+
+void become(int i) {
+  current = i;
+  now.thread = threads[i].index;
+  now.lane = i % 32;
+}
+
+// Let the lanes of a warp that wait with this one go on, if all of its mask are there. Who has returned is not missed.
+void settle(int lane) {
+  Warp& warp = warps[lane / 32];
+  Thread* lanes = &threads[lane / 32 * 32];
+  const Thread& t = threads[lane];
+  if (t.mask & ~(warp.here | warp.gone)) return;
+  unsigned all = t.mask & warp.here;
+  void* records[32] = {};
+  for (int k = 0; k < 32; k++) {
+    if (!(all >> k & 1)) continue;
+    const Thread& other = lanes[k];
+    if (other.mask != t.mask || other.complete != t.complete || !same(other.site, t.site))
+      return fail("%s:%u: lane %d is at a warp function with mask %08x, lane %d at %s:%u with mask %08x",
+                  file_of(t.site), t.site.line(), lane % 32, t.mask, k, file_of(other.site), other.site.line(),
+                  other.mask);
+    records[k] = other.record;
+  }
+  if (t.complete != fence) t.complete(records);
+  else if ((t.mask | warp.gone) == ~0u) warp.fences++;  // among some lanes only it counts for none
+  for (int k = 0; k < 32; k++) if (all >> k & 1) lanes[k].state = READY;
+  warp.here &= ~all;
+}
+
+void live() {  // a fiber's life: the threads that have not begun, one after another
+  for (;;) {
+    Fiber* mine = threads[current].fiber;
+    watching = true;
+    kernel(arguments);
+    watching = false;
+    threads[current].state = DONE;
+    done++;
+    Warp& warp = warps[current / 32];
+    warp.gone |= 1u << now.lane;
+    for (int k = 0; warp.here && k < 32; k++) if (warp.here >> k & 1) settle(current / 32 * 32 + k);
+    if (next_in_order < order.size() && threads[order[next_in_order]].state == NEW) {
+      become(order[next_in_order++]);
+      threads[current].fiber = mine;
+    } else {
+      idle.push_back(mine);
+      if (!_setjmp(mine->at)) _longjmp(scheduler, 1);
+    }
+  }
+}
+
+Fiber* new_fiber() {
+  auto* memory = static_cast<char*>(
+      mmap(nullptr, PAGE + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  mprotect(memory, PAGE, PROT_NONE);  // a stack that overflows ends the process, and spoils nothing
+  fibers.push_back(std::make_unique<Fiber>());
+  fibers.back()->stack = memory + PAGE;
+  return fibers.back().get();
+}
+
+void resume(int i) {
+  become(i);
+  Thread& t = threads[i];
+  if (t.state == NEW) {
+    if (idle.empty()) idle.push_back(new_fiber());
+    t.fiber = idle.back();
+    idle.pop_back();
+  }
+  t.state = READY;
+  on_fiber = true;
+  if (_setjmp(scheduler)) {
+    on_fiber = watching = false;
+    return;
+  }
+  if (t.fiber->begun) _longjmp(t.fiber->at, 1);
+  t.fiber->begun = true;
+  getcontext(&t.fiber->start);
+  t.fiber->start.uc_stack.ss_sp = t.fiber->stack;
+  t.fiber->start.uc_stack.ss_size = STACK;
+  makecontext(&t.fiber->start, live, 0);
+  setcontext(&t.fiber->start);
+}
+
+void arrange(std::vector<int>& numbers) {
+  for (size_t i = 0; i < numbers.size(); i++) numbers[i] = launch->order == 1 ? numbers.size() - 1 - i : i;
+  if (launch->order == 2) std::shuffle(numbers.begin(), numbers.end(), random_numbers);
+}
+
+// Everybody waits or has returned: open the barrier, or say why it will never open.
+void open_barrier() {
+  Thread* first = nullptr;
+  for (Thread& t : threads) if (t.state == AT_BARRIER && !first) first = &t;
+  for (size_t i = 0; i < threads.size(); i++) {
+    Thread& t = threads[i];
+    if (t.state == AT_WARP) {
+      become(i);
+      return fail("%s:%u: a warp function waits for lanes of its mask %08x that never come", file_of(t.site),
+                  t.site.line(), t.mask);
+    }
+    if (t.state == DONE) {
+      become(i);
+      return fail("%s:%u: __syncthreads waits for a thread that has returned", file_of(first->site), first->site.line());
+    }
+    if (!same(t.site, first->site)) {
+      become(i);
+      return fail("%s:%u: divergent __syncthreads: others wait at %s:%u", file_of(t.site), t.site.line(),
+                  file_of(first->site), first->site.line());
+    }
+  }
+  for (Thread& t : threads) t.state = READY;
+  barriers++;
+}
+
+void run_block() {
+  for (Thread& t : threads) t.state = NEW;
+  for (Warp& warp : warps) warp = {};
+  if (threads.size() % 32) warps.back().gone = ~0u << threads.size() % 32;
+  barriers = done = 0;
+  if (__start_shared_memory) memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
+  memset(now.dynamic, 0xff, launch->dynamic);  // as floats: NaN
+  while (!failed) {
+    bool moved = false;
+    arrange(order);
+    for (next_in_order = 0; next_in_order < order.size() && !failed;) {
+      int i = order[next_in_order++];
+      if (threads[i].state <= READY) resume(i), moved = true;
+    }
+    if (done == int(threads.size())) return;
+    if (!moved) open_barrier();
+  }
+}
+
+}  // namespace
+
+void start_launch();
+
+bool run(const Launch& what, void (*call)(void**), void** with) {
+  launch = &what, kernel = call, arguments = with;
+  failed = false;
+  random_numbers.seed(launch->seed);
+  now.blocks = {launch->blocks[0], launch->blocks[1], launch->blocks[2]};
+  now.threads = {launch->threads[0], launch->threads[1], launch->threads[2]};
+  const auto [X, Y, Z] = now.threads;
+  threads.assign(X * Y * Z, {});
+  for (unsigned i = 0; i < threads.size(); i++) threads[i].index = {i % X, i / X % Y, i / X / Y};
+  order.resize(threads.size());
+  warps.resize((threads.size() + 31) / 32);
+  start_launch();
+  std::vector<int> blocks(size_t(now.blocks.x) * now.blocks.y * now.blocks.z);
+  arrange(blocks);
+  for (unsigned b : blocks) {
+    now.block = {b % now.blocks.x, b / now.blocks.x % now.blocks.y, b / now.blocks.x / now.blocks.y};
+    run_block();
+    if (failed) break;
+  }
+  if (failed) {  // fibers that stopped midway begin anew
+    idle.clear();
+    for (auto& fiber : fibers) fiber->begun = false, idle.push_back(fiber.get());
+  }
+  return !failed;
+}
+
+void barrier(Site site) {
+  threads[current].state = AT_BARRIER;
+  threads[current].site = site;
+  watching = false;
+  wait();
+  watching = true;
+}
+
+void exchange(unsigned mask, void* record, void (*complete)(void**), Site site) {
+  Thread& t = threads[current];
+  if (!(mask >> now.lane & 1))
+    fail("%s:%u: lane %d is not in the mask %08x of the warp function it calls", file_of(site), site.line(), now.lane, mask);
+  t.state = AT_WARP, t.site = site, t.mask = mask, t.record = record, t.complete = complete;
+  warps[current / 32].here |= 1u << now.lane;
+  watching = false;
+  settle(current);
+  if (t.state == AT_WARP) wait();
+  watching = true;
+}
+
+// ---- The checks of each access, in code that was compiled with -fsanitize
+//
+// Two accesses to the same bytes, one of them a plain write, are a race unless something orders them: the same thread,
+// a __syncthreads of the block between them, or a __syncwarp of the warp. Blocks of one launch are never ordered.
+
+namespace {
+
+struct Access {
+  unsigned launch = 0, block = 0, barriers = 0, fences = 0;
+  int thread = 0;
+  uint8_t bytes = 0;  // of the four, a bit each
+  bool atomic = false;
+};
+
+struct Word {  // of four bytes: the last write, and the last reads of two different warps
+  Access write, reads[2];
+};
+
+unsigned launches;
+std::unordered_map<uintptr_t, std::vector<Word>> words;  // by address / 1024
+
+bool ordered(const Access& a, const Access& b, bool shared) {
+  if (a.launch != b.launch) return true;
+  if (a.block != b.block) return shared;  // shared memory is each block's own
+  if (a.thread == b.thread || a.barriers != b.barriers) return true;
+  return a.thread / 32 == b.thread / 32 && a.fences != b.fences;
+}
+
+bool within(uintptr_t p, const void* start, const void* end) { return uintptr_t(start) <= p && p < uintptr_t(end); }
+
+enum Kind { READ, WRITE, ATOMIC };
+const char* const NAMES[] = {"read", "write", "atomic"};
+
+// Reports begin with @offset of the instruction in this library: compiler.py turns that into file:line.
+void check(uintptr_t p, size_t size, Kind kind, void* instruction) {
+  const char* fiber = threads[current].fiber->stack;
+  bool shared = within(p, __start_shared_memory, __stop_shared_memory) ||
+                within(p, now.dynamic, now.dynamic + sizeof now.dynamic);
+  if (within(p, fiber, fiber + STACK)) return;
+  if (!shared && within(p, __ehdr_start, _end)) return;  // constants
+  size_t at = static_cast<char*>(instruction) - __ehdr_start - 1;
+  uintptr_t end = p;
+  if (within(p, __start_shared_memory, __stop_shared_memory)) end = uintptr_t(__stop_shared_memory);
+  else if (shared) end = uintptr_t(now.dynamic) + launch->dynamic;
+  else {
+    auto* array = std::upper_bound(launch->arrays, launch->arrays + launch->count, p,
+                                   [](uintptr_t p, const uintptr_t(&a)[2]) { return p < a[1]; });
+    if (array != launch->arrays + launch->count && p >= (*array)[0]) end = (*array)[1];
+  }
+  if (p + size > end) return fail("@%zx out-of-bounds %s of %zu bytes", at, NAMES[kind], size);
+  for (uintptr_t q = p; q < p + size;) {
+    auto& page = words[q / 1024];
+    if (page.empty()) page.resize(256);
+    Word& word = page[q % 1024 / 4];
+    Access access{launches, now.block.x + now.blocks.x * (now.block.y + now.blocks.y * now.block.z), barriers,
+                  warps[current / 32].fences, current, 0, kind == ATOMIC};
+    for (uintptr_t stop = std::min(p + size, q / 4 * 4 + 4); q < stop; q++) access.bytes |= 1 << q % 4;
+    auto conflicts = [&](const Access& with, Kind name) {
+      if (!(with.bytes & access.bytes) || ordered(with, access, shared) || (with.atomic && kind == ATOMIC)) return false;
+      fail("@%zx race: %s of %s memory, after a %s by thread %d of block %u with no barrier between", at, NAMES[kind],
+           shared ? "shared" : "global", NAMES[name], with.thread, with.block);
+      return true;
+    };
+    if (conflicts(word.write, word.write.atomic ? ATOMIC : WRITE)) return;
+    if (kind != READ && (conflicts(word.reads[0], READ) || conflicts(word.reads[1], READ))) return;
+    if (shared && kind != WRITE && (word.write.launch != access.launch || word.write.block != access.block))
+      return fail("@%zx %s of shared memory that the block has not written", at, NAMES[kind]);
+    if (kind == READ) {
+      if (word.reads[0].thread / 32 != current / 32) word.reads[1] = word.reads[0];
+      word.reads[0] = access;
+    } else {
+      word.write = access;
+    }
+  }
+}
+
+void watch(void* p, size_t size, Kind kind, void* instruction) {
+  if (!watching) return;
+  watching = false;
+  check(uintptr_t(p), size, kind, instruction);
+  watching = true;
+}
+
+}  // namespace
+
+void start_launch() {
+  launches++;
+  if (words.size() > 4096) words.clear();
+}
+
+void atomic_access(void* p, size_t size) {
+  if (launch->arrays) watch(p, size, ATOMIC, __builtin_return_address(0));
+}
+
+}  // namespace emulated
+
+// What g++ calls in checked code: -fsanitize=thread before each access, the others where C++ or CUDA forbids something.
+extern "C" {
+#define ACCESSES(n)                                                                                             \
+  void __tsan_read##n(void* p) { emulated::watch(p, n, emulated::READ, __builtin_return_address(0)); }            \
+  void __tsan_write##n(void* p) { emulated::watch(p, n, emulated::WRITE, __builtin_return_address(0)); }          \
+  void __tsan_unaligned_read##n(void* p) { emulated::watch(p, n, emulated::READ, __builtin_return_address(0)); }  \
+  void __tsan_unaligned_write##n(void* p) { emulated::watch(p, n, emulated::WRITE, __builtin_return_address(0)); }
+ACCESSES(1)
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+void __tsan_read_range(void* p, size_t n) { emulated::watch(p, n, emulated::READ, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t n) { emulated::watch(p, n, emulated::WRITE, __builtin_return_address(0)); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+
+struct Place {
+  const char* file;
+  unsigned line, column;
+};
+#define FORBIDDEN(name, what) \
+  void __ubsan_handle_##name(Place* place) { emulated::fail("%s:%u: " what, place->file, place->line); }
+FORBIDDEN(out_of_bounds, "index out of the array's bounds")
+FORBIDDEN(type_mismatch_v1, "misaligned access")
+FORBIDDEN(add_overflow, "integer overflow")
+FORBIDDEN(sub_overflow, "integer overflow")
+FORBIDDEN(mul_overflow, "integer overflow")
+FORBIDDEN(negate_overflow, "integer overflow")
+FORBIDDEN(divrem_overflow, "integer division by zero, or overflow")
+FORBIDDEN(shift_out_of_bounds, "shift by more bits than there are")
+}

@@ -1,0 +1,274 @@
+"""The three claims in miniature: the data set and its decoder, the control, the log, the numbers over seeds."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minisagan
+from minisagan import classifier, data, nn
+from minisagan.autograd import Tensor, no_tape
+from minisagan.errors import Diverged
+
+CLAIMS = Path(__file__).parents[1] / "examples" / "claims"
+sys.path.insert(0, str(CLAIMS))
+attention, common, digits, spectral_norm, ttur = map(
+    importlib.import_module, ("attention", "common", "digits", "spectral_norm", "ttur")
+)
+
+
+# The pairs of bars.
+
+
+@pytest.mark.parametrize("distance", [12, 20])
+def test_bars_stand_where_they_should_and_pairs_agree(distance):
+    images, theta = attention.draw_pairs(400, distance, seed=3)
+    assert images.shape == (400, 32, 32, 1) and images.dtype == np.uint8
+    assert (theta[:, :, 0] == theta[:, :, 1]).all()
+    assert abs(np.corrcoef(theta[:, 0, 0], theta[:, 1, 0])[0, 1]) < 0.15  # the two pairs are independent
+    counts, _ = np.histogram(theta[:, :, 0], 4, (0, np.pi))
+    assert counts.min() > 150  # of 200 expected in each quarter
+    ink = np.where(images[..., 0] > 100, 1.0, 0.0)
+    for row, side in np.ndindex(2, 2):
+        quarter = ink[:, 16 * row :, 16 * side :][:, :16, :16]
+        mass = quarter.sum((1, 2))
+        x = (quarter.sum(1) @ np.arange(16)) / mass + 16 * side
+        y = (quarter.sum(2) @ np.arange(16)) / mass + 16 * row
+        for found, middle in ((x, 15.5 + (side - 0.5) * distance), (y, 15.5 + (row - 0.5) * 15)):
+            assert abs(found - middle).max() < 1.5 and found.std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
+    again, _ = attention.draw_pairs(400, distance, seed=3)
+    assert (again == images).all() and (attention.draw_pairs(400, distance, seed=4)[0] != images).any()
+
+
+@pytest.mark.parametrize("distance", [12, 20])
+def test_the_decoder_is_right_on_real_images_and_on_mismatched_ones(distance):
+    images, theta = attention.draw_pairs(300, distance, seed=5)
+    angles, scores = attention.decode(images, distance)
+    assert attention.apart(angles, theta).max() < 5 and scores.min() > 0.88
+    assert attention.measure(images, distance) == {"legible": 1, "consistent": 1, "above_chance": 1}
+    images, theta = attention.draw_pairs(300, distance, seed=6, same=False)
+    angles, scores = attention.decode(images, distance)
+    assert attention.apart(angles, theta).max() < 5
+    truth = (attention.apart(theta[:, :, 0], theta[:, :, 1]) <= 15).mean()
+    found = attention.measure(images, distance)
+    assert found["legible"] == 1 and found["consistent"] == pytest.approx(truth, abs=0.03)
+    assert truth == pytest.approx(attention.CHANCE, abs=0.04) and abs(found["above_chance"]) < 0.05
+
+
+def test_a_generator_of_one_image_earns_nothing():
+    images, _ = attention.draw_pairs(2000, 20, seed=7)
+    angles, _ = attention.decode(images, 20)
+    alike = images[(attention.apart(angles[:, 0, 0], 0.5) < 8) & (attention.apart(angles[:, 1, 0], 0.5) < 8)]
+    assert len(alike) > 5
+    assert attention.measure(alike, 20) == {"legible": 1, "consistent": 1, "above_chance": 0}
+    blank = np.random.default_rng(0).integers(0, 50, (4, 32, 32, 1)).astype(np.uint8)
+    assert attention.measure(blank, 20) == {"legible": 0, "consistent": 0, "above_chance": 0}
+
+
+def test_apart():
+    a, b = np.radians([10, 10, 1, 0, 45]), np.radians([10, 30, 179, 90, 225])
+    np.testing.assert_allclose(attention.apart(a, b), [0, 20, 2, 90, 0], atol=1e-9)
+
+
+# The networks.
+
+
+def test_the_control_has_as_many_weights_as_attention():
+    weights = {}
+    for kind in ("none", "residual", "official", "large"):
+        training = attention.start(kind, 20, 16, seed=0, steps=1)
+        weights[kind] = training.adam_g.weights.size, training.adam_d.weights.size
+        block = {"residual": attention.ResidualBlock, "large": attention.LargeResidualBlock}.get(kind, nn.SelfAttention)
+        assert kind == "none" or {type(net.attention) for net in (training.G, training.D, training.average)} == {block}
+    assert weights["residual"] == weights["official"]
+    G, D = (a - b for a, b in zip(weights["official"], weights["none"], strict=True))
+    assert (G, D) == (5 * 16**2 // 4 + 1, 5 * 8**2 // 4 + 1)  # 16 and 8 channels, and gamma
+    assert weights["large"][0] - weights["none"][0] == 10 * 16**2 + 1
+
+
+def test_the_residual_block():
+    block = attention.ResidualBlock(nn.Init(0, dtype=np.float64), 16, spectral=False)
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 16))
+    assert (block(Tensor(x)).data == x).all()  # gamma is 0
+    block.gamma.data[...] = 0.5
+    padded = np.pad(np.maximum(x, 0), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h = sum(padded[:, i : i + 4, j : j + 4] @ block.conv1.w.data[i, j] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(block(Tensor(x)).data, x + 0.5 * np.maximum(h, 0) @ block.conv2.w.data[0, 0], atol=1e-12)
+
+
+def test_what_the_discriminators_features_see():
+    """The docstring's widths: 6 pixels at 16x16, 16 at 8x8, 36 at 4x4; weights of 1 let everything through."""
+    D = attention.start("none", 20, 16, seed=0, steps=1).D
+    for layer in D.modules(nn.Layer):
+        layer.w.data[...], layer.u = 1, None
+    x = Tensor(np.eye(32, dtype=np.float32)[:, None, :, None].repeat(32, 1))  # image k: a white column at k
+    seen = {}
+    with no_tape():
+        for r in (16, 8, 4):
+            x = getattr(D, f"down{r}")(x)
+            seen[r] = [np.flatnonzero(x.data[:, 1, k, 0]) for k in range(r)]
+    assert len(seen[16][8]) == 6 and len(seen[8][4]) == 16
+    assert seen[4][0].max() == 21 and seen[4][1].max() == 29 and seen[4][2].min() == 2  # 36 wide, cut at the borders
+    for columns in seen[8]:  # upright bars 20 apart, ink within 2 pixels and jitter of 1: none sees both
+        assert not (columns.min() <= 5.5 + 3 and columns.max() >= 25.5 - 3)
+
+
+# Logs, and numbers over seeds.
+
+
+def counted(seed, folder):
+    """A run that leaves a trace of being made."""
+    with open(Path(folder) / f"made{seed}", "a") as file:
+        file.write("x")
+    return {"step": [1, 2], "value": [seed, 10 * seed]}
+
+
+def test_a_stopped_series_of_runs_is_continued(tmp_path, capsys):
+    log, runs = tmp_path / "some" / "log.jsonl", [{"seed": k, "folder": str(tmp_path)} for k in range(3)]
+    first = common.carry_out(counted, runs[:2], log, jobs=1)
+    with log.open("a") as file:
+        file.write('{"run": {"seed": 2')  # stopped here
+    all_of_them = common.carry_out(counted, runs, log, jobs=2)
+    assert "2 of 3 runs are in" in capsys.readouterr().out
+    assert all_of_them == [(run, {"step": [1, 2], "value": [k, 10 * k]}) for k, run in enumerate(runs)]
+    assert first == all_of_them[:2]
+    assert [(tmp_path / f"made{k}").read_text() for k in range(3)] == ["x"] * 3
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["run"]["seed"] for row in rows] == [0, 1, 2]
+    assert common.chosen(all_of_them, seed=2) == [{"step": [1, 2], "value": [2, 20]}]
+
+
+def test_numbers_by_hand():
+    assert common.mean_std([1, 2, 3, 4]) == "2.50 ± 1.29" and common.mean_std([7], 0) == "7"
+    assert common.permutation_p([1, 2, 3], [4, 5, 6]) == 2 / 20
+    assert common.permutation_p([1, 5], [2, 4]) == 1
+    assert common.rounded(123456.0) == 123500 and common.rounded(np.nan) is None
+    assert common.table(["", "a"], [["long", 1], ["x", "23"]]) == "       a\nlong   1\nx     23\n"
+    logs = [{"t": [1, 2], "y": [10, 1000]}, {"t": [3, 2], "y": [1000, None]}]
+    label, *rows = common.series("name", logs, "t", "y", log=True)
+    assert label == "name"
+    np.testing.assert_allclose(rows, [[2, 2], [2, np.nan], [2 - 2**0.5, np.nan], [2 + 2**0.5, np.nan]])
+    rows = common.series("name", logs[:1], "t", "y")[1:]
+    np.testing.assert_allclose(rows, [[1, 2], [10, 1000], [10, 1000], [10, 1000]])
+
+
+@pytest.mark.parametrize(
+    "distances, step",
+    [
+        ([9, 8, 7, 6], None),
+        ([9, 4, 9, 9], 30),
+        ([9, 4, 9, 7, 9], None),  # back under twice the least, and the last stands alone
+        ([9, 4, 5, 20], None),  # one alone
+        ([9, 4, None, None], 30),
+        ([9, 4, 9, 20, 3, 4], None),
+    ],
+)
+def test_collapse(distances, step):
+    steps = list(range(10, 10 * len(distances) + 1, 10))
+    assert spectral_norm.collapse(steps, distances) == step
+
+
+def test_a_value_between_two_measurements():
+    log = {"step": [100, 200, 300], "seconds": [10, 20, 40], "distance": [8.0, 4.0, None]}
+    assert ttur.at(log, "seconds", 15, "distance") == 6 and ttur.at(log, "step", 175, "distance") == 5
+    assert np.isnan(ttur.at(log, "seconds", 30, "distance"))
+
+
+def test_plans_are_fair():
+    runs = ttur.plan("drawn-digits", full=False, quick=False)
+    assert len(runs) == 15 and {run["spectral_norm"] for run in runs} == {"both"}
+    arms = {(run["d_steps"], run["lr_g"], run["lr_d"]) for run in runs}
+    assert arms == {(1, 4e-4, 4e-4), (1, 2e-4, 8e-4), (5, 4e-4, 4e-4)}
+    assert len(spectral_norm.plan("mnist", full=False, quick=False)) == 20
+    runs = attention.plan(full=False, quick=False)
+    assert len(runs) == 30 and len({json.dumps(run) for run in runs}) == 30
+    assert {run["seed"] for run in runs} == set(range(5))
+    full = attention.plan(full=True, quick=False)
+    assert all(run in full for run in runs) and len({json.dumps(run) for run in full}) == len(full)
+
+
+def test_sigma_is_the_largest_singular_value():
+    net = nn.Module()
+    net.one, net.two = (nn.Linear(nn.Init(0), 3, 2) for _ in range(2))
+    net.one.w.data[...] = [[3, 0], [0, 1], [0, 0]]
+    net.two.w.data[...] = [[0, 12], [1, 0], [0, 0]]
+    assert digits.sigma(net) == pytest.approx(6)
+
+
+def test_a_divergence_is_a_result(monkeypatch):
+    class Stub:
+        def __init__(self):
+            self.step, self.adam_g, self.adam_d, self.G, self.D = 0, self, self, None, None
+            self.g = np.array([3.0, 4.0])
+
+        def advance(self):
+            self.step += 1
+            if self.step == 250:
+                raise Diverged("NaN")
+
+    monkeypatch.setattr(digits, "start", lambda *_: Stub())
+    monkeypatch.setattr(digits, "distance", lambda training, _: {"distance": 1000 / training.step, "accuracy": 0.5})
+    monkeypatch.setattr(digits, "sigma", lambda _: 2)
+    log = digits.train("drawn-digits", "none", 1, 1, 1, seed=0, steps=400)
+    assert log["step"] == [100, 200, 300, 400] and log["distance"] == [10, 5, None, None]
+    assert log["grad_g"] == [5, 5, None, None] and None not in log["seconds"]
+
+
+# The scripts, as they are called.
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run("ttur.py") -> what it printed with --quick, its log and its files' names; digits are judged by an untrained
+    classifier, which lies where the script looks for one."""
+    digits = data.load("drawn-digits")
+    net = classifier.Classifier(32, 1, 10)
+    net.accuracy, net.tested = 0.1, 1000
+    name = f"drawn-digits-{classifier._key(digits)}.safetensors"
+    classifier._keep(net, tmp_path / "data" / "classifiers" / name)
+
+    def run(name):
+        root = Path(minisagan.__file__).parents[1]
+        environment = os.environ | {
+            "PYTHONPATH": str(root), "MINISAGAN_DATA": str(tmp_path / "data"), "PYTHONIOENCODING": "utf-8"
+        }
+        command = [sys.executable, CLAIMS / name, "--quick", "--jobs", "2", "--out", tmp_path / "out"]
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        out = tmp_path / "out" / name
+        assert out.with_suffix(".txt").read_text(encoding="utf-8") in done.stdout
+        assert (np.ptp(minisagan.pictures.read_png(out.with_suffix(".png")), axis=(0, 1)) > 200).all()
+        rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+        return done.stdout, rows
+
+    return run
+
+
+def test_attention_quick(run):
+    printed, rows = run("attention.py")
+    assert "6 runs, 12 steps" in printed and len(rows) == 6
+    assert "residual block            20     16  95,634 + 37,354" in printed
+    assert all(row["log"]["step"] == [2] for row in rows)
+    by_gamma = {row["run"]["kind"]: row["log"].get("gamma_g") for row in rows}
+    assert by_gamma["none"] is None and by_gamma["official"][0] != 0 != by_gamma["residual"][0]
+
+
+def test_spectral_norm_quick(run):
+    printed, rows = run("spectral_norm.py")
+    assert len(rows) == 4 and "norm in D only, rates x 4" in printed and "10.0 % right on test images" in printed
+    for row in rows:
+        log = row["log"]
+        assert log["step"] == [2] and log["distance"][0] > 0 and 0 <= log["accuracy"][0] <= 0.4
+        assert 0.9 < log["sigma_g"][0] < 1.2 and log["grad_g"][0] > 0  # orthogonal weights, hardly moved
+
+
+def test_ttur_quick(run):
+    printed, rows = run("ttur.py")
+    assert len(rows) == 6 and "1:1 TTUR - 5:1 equal" in printed
+    time = {d: np.mean([row["log"]["seconds"][0] for row in rows if row["run"]["d_steps"] == d]) for d in (1, 5)}
+    assert 1.5 < time[5] / time[1] < 6  # 1 + 5 steps to 1 + 1
