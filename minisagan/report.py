@@ -37,7 +37,7 @@ img { max-width: 100%; height: auto; display: block; background: #fff; border-ra
 .scroll { overflow-x: auto; } .scroll img { max-width: none; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.2rem 1.2rem 0.2rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); min-width: 7.5rem; } td { overflow-wrap: anywhere; }
+th { font-weight: 500; color: var(--soft); min-width: 8.5rem; } td { overflow-wrap: anywhere; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: 0.85rem; }
 .legend i { display: inline-block; width: 1.1rem; height: 3px; vertical-align: middle; margin-right: 0.35rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }

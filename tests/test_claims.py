@@ -166,8 +166,8 @@ def test_numbers_by_hand():
         ([9, 4, 5, 20], [1, 1, 1, 1], None),  # one alone
         ([9, 4, None, None], [1, 1, None, None], 30),
         ([9, 4, 9, 20, 3, 4], [1, 1, 1, 1, 1, 1], None),
-        ([9, 9, 9, 9], [1, 0, 0, 0], 20),
-        ([9, 9, 9, 9], [1, 0, 1, 0], None),
+        ([9, 9, 9, 9], [1, 0.009, 0, 1e-7], 20),
+        ([9, 9, 9, 9], [1, 0, 0.02, 0], None),
     ],
 )
 def test_collapse(distances, gradients, step):

@@ -57,6 +57,7 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
         inputs = _real(runs.load_data(config, about, run, data_dir), max(count, MEASURED), chosen, seed)
     shown = [None if x is None else x[:count] for x in inputs]
     captions = None if chosen is None else [names[k] for k in shown[1]]
+    judge = Judge(runs.load_data(config, about, run, data_dir), metrics, seed, data_dir) if metrics else None
 
     where = np.broadcast_to(asked, (count, len(asked), 2)) if asked else None
     picture, where = attention_maps.figure(net, shown, where, size, captions)
@@ -68,13 +69,12 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
 
     facts = {"checkpoint": str(file), "network": network, "points": where.tolist()}
     facts |= attention_maps.measure(net, *inputs) | {"without": attention_maps.causal_test(net, size, *inputs)}
-    if metrics:
-        judge = Judge(runs.load_data(config, about, run, data_dir), metrics, seed, data_dir)
+    if judge:
         facts |= {"metrics": _evaluate(judge, net, metrics, seed, size), "floor": judge.floor()}
         with attention_maps.without(net):
             facts["without"]["metrics"] = _evaluate(judge, net, metrics, seed, size)
-        net = judge.classifier
-        facts["classifier"] = {"hash": net.hash, "accuracy": net.accuracy, "features": judge.features.shape[1]}
+        by = judge.classifier
+        facts["classifier"] = {"hash": by.hash, "accuracy": by.accuracy, "features": judge.features.shape[1]}
     if as_json:
         click.echo(json.dumps(facts))
         return
