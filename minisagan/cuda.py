@@ -124,8 +124,8 @@ def matmul(a, b):
     cp = cupy()
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     M, K, N = *a.shape[-2:], b.shape[-1]
-    if b.shape[-2] != K:
-        raise ValueError(f"matmul of shapes {a.shape} and {b.shape}")
+    if b.shape[-2] != K or a.dtype != b.dtype:
+        raise ValueError(f"matmul of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     out = cp.empty((*stack, M, N), a.dtype)
     (a, a_turned), (b, b_turned) = _layout(a, stack), _layout(b, stack)
     real, kind, compute = _GEMM[a.dtype.name, tf32]
@@ -217,6 +217,7 @@ class Graph:
                 try:
                     self.function()
                 finally:
-                    self.recorded = _stream.end_capture()
+                    recorded = _stream.end_capture()
         finally:
             gc.enable()
+        self.recorded = recorded  # not what was recorded until something went wrong

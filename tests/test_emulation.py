@@ -53,6 +53,7 @@ def some(*shape):
 UNWRITTEN = "read of shared memory that the block has not written"
 RACE = f"race: .* of shared memory, after a (read|write) by thread .* of block 0|{UNWRITTEN}"
 
+
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
 @pytest.mark.parametrize(
     "name, blocks, threads, args, what",
@@ -410,6 +411,25 @@ def test_a_graph_on_freed_memory_is_reported():
     x = None
     with pytest.raises(cp.EmulationError, match="memory that was freed"):
         graph.launch()
+
+
+def test_structs_come_by_value_and_a_graph_knows_what_they_point_at(settings):
+    settings.checked = True
+    x, y, z = some(8), some(8), cp.empty(8, f4)
+    pair = np.array((x.data.ptr, y.data.ptr + 4, 7), [("x", np.uint64), ("y", np.uint64), ("n", np.int32, 2)])
+    launch("sum_of_two", 1, 1, pair, z)
+    np.testing.assert_array_equal(z.get()[:7], x.get()[:7] + y.get()[1:])
+    module = cp.RawModule(code=BROKEN)
+    module.get_function("count")
+    graph = record(lambda: module.get_function("sum_of_two")((1,), (1,), (pair, z)))
+    graph.launch()
+    del y
+    with pytest.raises(cp.EmulationError, match="memory that was freed"):
+        graph.launch()
+    with pytest.raises(cp.EmulationError, match="out-of-bounds read"):
+        launch("sum_of_two", 1, 1, pair, z)
+    with pytest.raises(TypeError, match="host"):
+        launch("sum_of_two", 1, 1, pair["x"], z)
 
 
 def test_a_pool_reuses_what_was_freed():

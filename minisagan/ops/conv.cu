@@ -4,9 +4,10 @@
 //   gather    y[p, o]  = bias[o] + sum_k  A[p, k] B[k, o]   p: output pixels     k: (tap, channel)   B: the weights
 //   outer     dw[m, o] =           sum_p  A[m, p] B[p, o]   m: (tap, channel)    p: output pixels    B: the cotangent
 //
-// A is what the taps see of x, zero outside of the image. Tile shapes and the choice between them are not measured.
+// A is what the taps see of x, zero outside of the image. float32 is multiplied by tensor cores where it may be TF32.
+// What was chosen for speed (shapes of tiles, order of terms, copies ahead) has not been measured: there was no GPU.
 
-constexpr int K = 64 / sizeof(real), ROWS = 512 / sizeof(real), THREADS = 2 * ROWS;  // in double half of all
+constexpr int K = 64 / sizeof(real), ROWS = 512 / sizeof(real), THREADS = 2 * ROWS;
 
 #if TF32 && (defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 800)
 #define TENSOR_CORES
@@ -17,14 +18,18 @@ constexpr int RESIDENT = 1;
 
 struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
-// *to = *from, or zeros from a null pointer. Not before finish_copies(), where the GPU can copy while it computes.
+// Whether rows of this length, from p on, consist of such fours.
+__device__ inline bool in_fours(const real* p, int length) { return length % 4 == 0 && (size_t)p % 16 == 0; }
+
+// *to = *from, or zeros from a null pointer. It is done after finish_copies(): a GPU of sm_80 copies while it computes.
 template <class T>
 __device__ void start_copy(T* to, const T* from) {
 #if __CUDA_ARCH__ >= 800
   constexpr int bytes = sizeof(T) < 16 ? sizeof(T) : 16;
   for (int i = 0; i < sizeof(T); i += bytes)
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(to) + i),
-                 "l"((const char*)from + i), "n"(bytes), "r"(from ? bytes : 0) : "memory");
+                 "l"((const char*)from + i), "n"(bytes), "r"(from ? bytes : 0)
+                 : "memory");
 #else
   *to = from ? *from : T{};
 #endif
@@ -205,16 +210,16 @@ struct Gather {
   using TileB = Tile<COLUMNS, DEEP>;
   const real *x, *w;
   int N, H, W, C, O, kw;
-  bool a_fours, b_fours;  // whether what a thread copies lies in fours of neighbours
+  bool a_fours, b_fours;
   Axis vertical, horizontal;
   Term term;
   const real* image[TileA::EACH];
   int top[TileA::EACH], left[TileA::EACH];  // the pixel that the first tap sees
 
-  __device__ Gather(const real* x, const real* w, int N, int H, int W, int C, int O, int kw, bool x_fours, bool w_fours,
-                    Axis vertical, Axis horizontal)
-      : x(x), w(w), N(N), H(H), W(W), C(C), O(O), kw(kw), a_fours(x_fours), b_fours(w_fours), vertical(vertical),
-        horizontal(horizontal), term{C % K ? C : K, vertical.taps, horizontal.taps} {
+  __device__ Gather(const real* x, const real* w, int N, int H, int W, int C, int O, int kw, Axis vertical,
+                    Axis horizontal)
+      : x(x), w(w), N(N), H(H), W(W), C(C), O(O), kw(kw), a_fours(in_fours(x, C)), b_fours(in_fours(w, DEEP ? C : O)),
+        vertical(vertical), horizontal(horizontal), term{C % K ? C : K, vertical.taps, horizontal.taps} {
     for (int i = 0; i < TileA::EACH; i++) {
       int p = blockIdx.x * ROWS + TileA::line(i);
       int row = p / horizontal.size, n = row / vertical.size;
@@ -243,18 +248,18 @@ struct Gather {
 };
 
 // blockIdx: x for pixels, y for channels of the output, z for the remainders of its pixels mod s in scatter.
-#define GATHER_ARGUMENTS                                                                                              \
-  const real *x, const real *w, const real *bias, real *y, int N, int H, int W, int C, int Ho, int Wo, int O, int kh, \
-      int kw, int s, int top, int left, int scatter, int turned, int x_fours, int w_fours
+#define GATHER_TAKES                                                                                            \
+  const real *x, const real *w, const real *bias, real *y, int N, int H, int W, int C, int Ho, int Wo, int O, \
+      int kh, int kw, int s, int top, int left, int scatter, int turned
 #define GATHER(...) \
-  gather<__VA_ARGS__>(x, w, bias, y, N, H, W, C, Ho, Wo, O, kh, kw, s, top, left, scatter, turned, x_fours, w_fours)
+  gather<__VA_ARGS__>(x, w, bias, y, N, H, W, C, Ho, Wo, O, kh, kw, s, top, left, scatter, turned)
 
 template <int COLUMNS, bool DEEP>
-__device__ void gather(GATHER_ARGUMENTS) {
+__device__ void gather(GATHER_TAKES) {
   Axis vertical(s, top, kh, Ho, blockIdx.z / s, scatter, turned);
   Axis horizontal(s, left, kw, Wo, blockIdx.z % s, scatter, turned);
   if (vertical.size <= 0 || horizontal.size <= 0) return;  // an image of one row has no odd ones
-  Gather<COLUMNS, DEEP> source(x, w, N, H, W, C, O, kw, x_fours, w_fours, vertical, horizontal);
+  Gather<COLUMNS, DEEP> source(x, w, N, H, W, C, O, kw, vertical, horizontal);
   Sums<COLUMNS> sums;
   sums.add_products(source, (vertical.taps * horizontal.taps * C + K - 1) / K);
   for (int i = 0; i < 2 * sums.HIGH; i++) {
@@ -265,14 +270,14 @@ __device__ void gather(GATHER_ARGUMENTS) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_8(GATHER_ARGUMENTS) { GATHER(8, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_32(GATHER_ARGUMENTS) { GATHER(32, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_64(GATHER_ARGUMENTS) { GATHER(64, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_8_swapped(GATHER_ARGUMENTS) { GATHER(8, true); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_32_swapped(GATHER_ARGUMENTS) { GATHER(32, true); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_64_swapped(GATHER_ARGUMENTS) { GATHER(64, true); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_128(GATHER_ARGUMENTS) { GATHER(128, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_128_swapped(GATHER_ARGUMENTS) { GATHER(128, true); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_8(GATHER_TAKES) { GATHER(8, false); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_32(GATHER_TAKES) { GATHER(32, false); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_64(GATHER_TAKES) { GATHER(64, false); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_128(GATHER_TAKES) { GATHER(128, false); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_8_swapped(GATHER_TAKES) { GATHER(8, true); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_32_swapped(GATHER_TAKES) { GATHER(32, true); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_64_swapped(GATHER_TAKES) { GATHER(64, true); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_128_swapped(GATHER_TAKES) { GATHER(128, true); }
 
 // ---- outer
 
@@ -288,7 +293,7 @@ struct Pixel {
   }
 };
 
-// A's rows are (i, j, c) and what they see of x from each of g's pixels; B is g. One block adds up pixels p ... end - 1.
+// A's rows are the (i, j, c), and what they see of x from each of g's pixels; B is g. A block sums pixels p to end - 1.
 template <int COLUMNS>
 struct Outer {
   using TileA = Tile<ROWS, false>;
@@ -300,9 +305,9 @@ struct Outer {
   Term row;  // the first of this thread's four
 
   __device__ Outer(const real* x, const real* g, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, int s,
-                   int top, int left, int p, int end, bool x_fours, bool g_fours)
-      : x(x), g(g), H(H), W(W), C(C), O(O), s(s), top(top), left(left), p(p), end(end), a_fours(x_fours),
-        b_fours(g_fours), at{Ho, Wo, p / Wo / Ho, p / Wo % Ho, p % Wo} {
+                   int top, int left, int p, int end)
+      : x(x), g(g), H(H), W(W), C(C), O(O), s(s), top(top), left(left), p(p), end(end), a_fours(in_fours(x, C)),
+        b_fours(in_fours(g, O)), at{Ho, Wo, p / Wo / Ho, p / Wo % Ho, p % Wo} {
     int m = blockIdx.x * ROWS + TileA::line(0);
     row = {C, kh, kw, 0, m / C / kw, m / C % kw, m % C};
   }
@@ -324,17 +329,16 @@ struct Outer {
   __device__ void next() { at = at + K, p += K; }
 };
 
-// blockIdx: x for rows, y for columns of dw, z for the partial sums, over `each` of g's pixels: partial (z, kh kw C, O).
-#define OUTER_ARGUMENTS                                                                                                \
-  const real *x, const real *g, real *partial, int N, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, int s, \
-      int top, int left, int each, int x_fours, int g_fours
-#define OUTER(COLUMNS) \
-  outer<COLUMNS>(x, g, partial, N, H, W, C, Ho, Wo, O, kh, kw, s, top, left, each, x_fours, g_fours)
+// blockIdx: x for rows, y for columns of dw, z for the partial sums over `each` of g's pixels. partial (z, kh kw C, O)
+#define OUTER_TAKES                                                                                            \
+  const real *x, const real *g, real *partial, int N, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, \
+      int s, int top, int left, int each
+#define OUTER(COLUMNS) outer<COLUMNS>(x, g, partial, N, H, W, C, Ho, Wo, O, kh, kw, s, top, left, each)
 
 template <int COLUMNS>
-__device__ void outer(OUTER_ARGUMENTS) {
+__device__ void outer(OUTER_TAKES) {
   int first = blockIdx.z * each, count = min(each, N * Ho * Wo - first), rows = kh * kw * C;
-  Outer<COLUMNS> source(x, g, H, W, C, Ho, Wo, O, kh, kw, s, top, left, first, first + count, x_fours, g_fours);
+  Outer<COLUMNS> source(x, g, H, W, C, Ho, Wo, O, kh, kw, s, top, left, first, first + count);
   Sums<COLUMNS> sums;
   sums.add_products(source, (count + K - 1) / K);
   for (int i = 0; i < 2 * sums.HIGH; i++) {
@@ -343,15 +347,16 @@ __device__ void outer(OUTER_ARGUMENTS) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_ARGUMENTS) { OUTER(8); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_ARGUMENTS) { OUTER(32); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_ARGUMENTS) { OUTER(64); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_128(OUTER_ARGUMENTS) { OUTER(128); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { OUTER(8); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { OUTER(32); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_TAKES) { OUTER(64); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_128(OUTER_TAKES) { OUTER(128); }
 
 // ---- sums over rows, and kernels smeared by a 2x2 box
 
 // y[b, c] = the sum of x[r, c] over the rows r of slice b, `each` of them: (rows, columns) -> (slices, columns).
-extern "C" __global__ void __launch_bounds__(1024) column_sums(const real* x, real* y, int rows, int columns, int each) {
+extern "C" __global__ void __launch_bounds__(1024)
+    column_sums(const real* x, real* y, int rows, int columns, int each) {
   __shared__ real sums[32][33];
   int c = blockIdx.x * 32 + threadIdx.x, end = min(rows, int(blockIdx.y + 1) * each);
   real sum = 0;
@@ -359,8 +364,7 @@ extern "C" __global__ void __launch_bounds__(1024) column_sums(const real* x, re
     for (int r = blockIdx.y * each + threadIdx.y; r < end; r += 32) sum += x[(long long)r * columns + c];
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  sum = sums[threadIdx.x][threadIdx.y];  // now a warp has a column
-  for (int lanes = WARP / 2; lanes; lanes /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
+  sum = warp_sum(sums[threadIdx.x][threadIdx.y]);  // now a warp has a column
   c = blockIdx.x * 32 + threadIdx.y;
   if (threadIdx.x == 0 && c < columns) y[(long long)blockIdx.y * columns + c] = sum;
 }

@@ -323,44 +323,40 @@ class _Patches:
 _plan = device.per_thread(_Patches)
 
 
-# On the GPU: the kernels of conv.cu, which see arrays in the order they have in memory.
+# On the GPU. The kernels see arrays as they lie in memory, x and g contiguous.
 
-BLOCKS = 512  # what a GPU should have to do at once; fixed, so that results depend on shapes alone. Not measured.
+BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 _kernels = cuda.Kernels(__file__)
 
 
 def _gpu_gather(x, w, stride, top, left, size, bias, scatter):
-    x = cuda.cupy().ascontiguousarray(x)
-    N, (kh, kw, _, O) = len(x), w.shape
-    remainders = stride if scatter else 1
-    pixels = N * -(-size[0] // remainders) * -(-size[1] // remainders)
-    columns, blocks, threads = _gpu_tiles(x, pixels, O, remainders**2)
+    cupy, N, (kh, kw, _, O) = cuda.cupy(), len(x), w.shape
+    sets = stride if scatter else 1  # of rows, and of columns, by their remainder
+    columns, blocks, threads = _gpu_tiles(N * -(-size[0] // sets) * -(-size[1] // sets), O, x.itemsize, sets * sets)
     w, turned, swapped = _gpu_layout(w)
-    y = cuda.cupy().empty((N, *size, O), x.dtype)
-    numbers = *x.shape, *size, O, kh, kw, stride, top, left, int(scatter), turned, _gpu_fours(x), _gpu_fours(w)
-    _kernels(f"gather_{columns}" + "_swapped" * swapped, blocks, threads, x, w, bias, y, *numbers)
+    x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
+    numbers = *x.shape, *size, O, kh, kw, stride, top, left
+    name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
+    _kernels(name, blocks, threads, x, w, bias, y, *numbers, int(scatter), turned)
     return y
 
 
 def _gpu_outer(x, g, kernel, stride, top, left):
-    x, g = (cuda.cupy().ascontiguousarray(a) for a in (x, g))
-    (kh, kw), (N, Ho, Wo, O), C = kernel, g.shape, x.shape[3]
-    columns, (down, across, _), threads = _gpu_tiles(x, kh * kw * C, O)
-    pixels = N * Ho * Wo
-    each = -(-pixels // max(1, BLOCKS // (down * across)))  # pixels in a partial sum
-    each = max(256, -(-each // 16) * 16)
+    cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
+    columns, (down, across, _), threads = _gpu_tiles(kh * kw * C, O, x.itemsize)
+    pixels = N * size[0] * size[1]
+    each = max(256, -(-pixels * down * across // BLOCKS // 16) * 16)  # pixels in a partial sum
     sums = -(-pixels // each)
-    partial = cuda.cupy().empty((sums, kh, kw, C, O), x.dtype)
-    numbers = *x.shape, Ho, Wo, O, kh, kw, stride, top, left, each, _gpu_fours(x), _gpu_fours(g)
-    _kernels(f"outer_{columns}", (down, across, sums), threads, x, g, partial, *numbers)
-    return (partial if sums == 1 else _gpu_column_sums(partial, sums, kh * kw * C * O, 1)).reshape(kh, kw, C, O)
+    x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
+    numbers = *x.shape, *size, O, kh, kw, stride, top, left
+    _kernels(f"outer_{columns}", (down, across, sums), threads, x, g, partial, *numbers, each)
+    return (partial if sums == 1 else _gpu_column_sums(partial, sums, partial[0].size, 1)).reshape(kh, kw, C, O)
 
 
-def _gpu_tiles(x, rows, O, times=1):
-    """How many columns a block's tile of the product (rows, O) has, the grid of blocks, and the threads of each."""
-    height = 512 // x.itemsize
-    columns = next((width for width in (8, 32, 64) if width >= O), 128)
-    down = -(-rows // height)
+def _gpu_tiles(rows, O, itemsize, times=1):
+    """How many columns a block's tile of the product (rows, O) has; the grid of blocks; the threads of each."""
+    height = 512 // itemsize
+    columns, down = next((width for width in (8, 32, 64) if width >= O), 128), -(-rows // height)
     if columns == 128 and 2 * down * -(-O // 128) * times < BLOCKS:
         columns = 64  # more blocks instead
     return columns, (down, -(-O // columns), times), 2 * height
@@ -374,11 +370,6 @@ def _gpu_layout(w):
     return cuda.cupy().ascontiguousarray(w.transpose(0, 1, 3, 2) if swapped else w), int(turned), int(swapped)
 
 
-def _gpu_fours(x):
-    """Whether a thread may load four neighbours along x's last axis at once."""
-    return int(x.shape[-1] % 4 == 0 and x.data.ptr % 16 == 0)
-
-
 def _gpu_column_sums(x, rows, columns, slices):
     """x as a matrix (rows, columns), summed over slices of its rows: at most so many, (slices, columns)."""
     x, across = cuda.cupy().ascontiguousarray(x), -(-columns // 32)
@@ -389,15 +380,13 @@ def _gpu_column_sums(x, rows, columns, slices):
 
 
 def _gpu_smear(w):
-    w = cuda.cupy().ascontiguousarray(w)
     u = cuda.cupy().empty((4, 4) + w.shape[2:], w.dtype)
-    _kernels("smear", cuda.blocks_for(u.size), 256, w, u, u.size // 16)
+    _kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, u.size // 16)
     return u
 
 
 def _gpu_unsmear(u):
-    C, O = u.shape[2:]
-    w = cuda.cupy().empty((3, 3, C, O), u.dtype)
-    u, turned, swapped = _gpu_layout(u)
-    _kernels("unsmear", cuda.blocks_for(w.size), 256, u, w, C, O, turned, swapped)
+    w = cuda.cupy().empty((3, 3) + u.shape[2:], u.dtype)
+    u, *layout = _gpu_layout(u)
+    _kernels("unsmear", cuda.blocks_for(w.size), 256, u, w, *w.shape[2:], *layout)
     return w

@@ -170,4 +170,13 @@ extern "C" __global__ void mma(const float* a, const float* b, float* d) {  // (
   for (int i = 0; i < 4; i++) d[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = D[i];
 }
 
+struct Pair {
+  const float *x, *y;
+  int n;
+};
+
+extern "C" __global__ void sum_of_two(Pair pair, float* z) {
+  for (int i = 0; i < pair.n; i++) z[i] = pair.x[i] + pair.y[i];
+}
+
 extern "C" __global__ void types(bool a, unsigned char b, const long long* c, double d, float** e, float4* f) {}

@@ -58,18 +58,23 @@ class Library:
         return f"{own[0]}: {message[found.end() :]}"
 
 
+def kernels(code):
+    """The names of the kernels in CUDA text."""
+    return _KERNEL.findall(code)
+
+
 @functools.cache
 def library(code, defines=(), checked=False):
     """Compile CUDA text with `defines`, ("-DREAL=float", ...), and load it. CompileError if g++ doesn't take it."""
-    names = _KERNEL.findall(code)
+    names = kernels(code)
     code = _DYNAMIC.sub(r"\1* const \2 = reinterpret_cast<\1*>(emulated::now.dynamic);", code)
     text = '#include "cuda_on_cpu.h"\nnamespace {\n#line 1 "kernels.cu"\n' + code + "\n}  // namespace\n"
     text += "".join(f"KERNEL({name})\n" for name in names)
     machine = _object(HERE / "machine.cpp", (HERE / "machine.cpp").read_text(), ["-O2"])
     checks = [CHECKS] if checked else []
-    kernels = _object("kernels", text, ["-ffp-contract=fast", "-march=native", *checks, *defines])
+    own = _object("kernels", text, ["-ffp-contract=fast", "-march=native", *checks, *defines])
     # linked without -fsanitize: machine.cpp is what checked code calls, not g++'s own libraries
-    path = _made("so", [machine, kernels], lambda out: _run("g++", "-shared", machine, kernels, "-o", out))
+    path = made("so", [machine, own], lambda out: run("g++", "-shared", machine, own, "-o", out))
     return Library(path, names)
 
 
@@ -77,12 +82,12 @@ def _object(name, text, flags):
     def compile(out):
         source = out.with_suffix(".cpp")
         source.write_text(text)
-        _run("g++", *FLAGS, *flags, f"-I{HERE}", "-c", source, "-o", out)
+        run("g++", *FLAGS, *flags, f"-I{HERE}", "-c", source, "-o", out)
 
-    return _made("o", [text, (HERE / "cuda_on_cpu.h").read_text(), *FLAGS, *flags], compile)
+    return made("o", [text, (HERE / "cuda_on_cpu.h").read_text(), *FLAGS, *flags], compile)
 
 
-def _made(suffix, parts, make):
+def made(suffix, parts, make):
     """The file of the cache that `make(path)` makes from these parts."""
     path = CACHE / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.{suffix}"
     if not path.exists():
@@ -93,7 +98,9 @@ def _made(suffix, parts, make):
     return path
 
 
-def _run(*command):
+def run(*command):
+    """What the compiler says; CompileError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CompileError(done.stderr)
+    return done.stderr

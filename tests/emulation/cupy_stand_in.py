@@ -509,9 +509,10 @@ class RawKernel:
         if len(wanted) != len(args):
             raise TypeError(f"{self.name} takes {len(wanted)} arguments ({', '.join(wanted)}), not {len(args)}")
         cells = [self._cell(i, value, want) for i, (value, want) in enumerate(zip(args, wanted, strict=True))]
-        arrays = [value for value in args if isinstance(value, ndarray)]
-        blocks = [weakref.ref(array._memory.block) for array in arrays]
-        _submit(functools.partial(self._run, grid, block, shared_mem, cells, blocks), *arrays)
+        blocks = [value._memory.block for value in args if isinstance(value, ndarray)]
+        blocks += [block for value in args if isinstance(value, np.ndarray) for block in _pointed_at(value)]
+        run = functools.partial(self._run, grid, block, shared_mem, cells, [weakref.ref(block) for block in blocks])
+        Stream.current.submit(run, blocks)
 
     def _cell(self, number, value, want):
         """The bytes of an argument, as CuPy would pass it: an address, or a scalar of NumPy's type."""
@@ -548,6 +549,17 @@ class RawKernel:
             raise EmulationError(f"{self.name}: {library.locate(error.value.decode())}")
         if not all(block().intact() for block in blocks):
             raise EmulationError(f"{self.name} wrote before or after an array")
+
+
+def _pointed_at(struct):
+    """The blocks whose addresses lie in a struct of NumPy's: a graph needs them, too."""
+    words = np.frombuffer(struct.tobytes() + bytes(-struct.nbytes % 8), np.uint64)
+    blocks = {block.address: block for block in _Block.live.values()}
+    starts = np.array(sorted(blocks), np.uint64)
+    for start in np.unique(starts[np.searchsorted(starts, words, "right") - 1]):
+        block = blocks[int(start)]
+        if ((words >= start) & (words < start + block.size)).any():
+            yield block
 
 
 # ---- cupy.cuda
