@@ -26,7 +26,7 @@ from minisagan.errors import DataError, Diverged, Fault, UsageError
 
 FORMAT = "minisagan-1"
 HEADER_CAP = 4 << 20  # bytes: some 15,000 tensors, and little memory for a hostile file
-CODES = ("F64", "F32", "I64", "I32", "U64", "U32", "U8")
+CODES = ("F64", "F32", "F16", "I64", "I32", "U64", "U32", "U8")
 DTYPES = {code: np.dtype(f"<{code[0].lower()}{int(code[1:]) // 8}") for code in CODES}  # F32: <f4
 UNREADABLE = (OSError, ValueError, RecursionError, MemoryError)  # all that reading a hostile file can raise
 

@@ -11,8 +11,8 @@ others are trained when they are first asked for, and kept in
 
     <data folder>/classifiers/<data set>-<key>.safetensors
 
-where the key stands for the images and for the training. Features of two classifiers
-can't be compared: `hash` tells them apart.
+where the key stands for the images and for the training. All weights are rounded to float16 in the end: half the
+bytes. Features of two classifiers can't be compared: `hash` tells them apart.
 """
 
 import hashlib
@@ -134,7 +134,7 @@ def obtain(dataset, data_dir=None):
         if path.is_file():
             try:
                 tensors, about = checkpoint.load(path)
-                checkpoint.match(tensors, net.state())
+                checkpoint.match({key: x.astype(np.float32) for key, x in tensors.items()}, net.state())
                 net.accuracy, net.tested = float(about["accuracy"]), int(about["tested"])
             except (DataError, KeyError, ValueError) as error:
                 raise DataError(f"{error}; delete {path}: the classifier is then trained anew") from error
@@ -152,7 +152,8 @@ def obtain(dataset, data_dir=None):
 def train(net, learned, held, seed=0):
     """Train `net` on the split `learned`, leave it in evaluation mode, and set its accuracy on the split `held`.
 
-    Adam with the usual betas; its rate rises to LR over the first tenth of the steps, and falls to 0 from there.
+    Adam with the usual betas; its rate rises to LR over the first tenth of the steps, and falls to 0 from there. Its
+    weights are those that a file will hold, rounded to float16.
     """
     (dataset, indices), (_, tested) = learned, held
     steps = min(STEPS, -(-EPOCHS * len(indices) // BATCH))
@@ -163,6 +164,8 @@ def train(net, learned, held, seed=0):
         loss = ops.cross_entropy(net(_shifted(x, rng.bits(2 * BATCH, seed, rng.Stream.SHIFT, step))), labels)
         adam.step(grad(loss, adam.parameters))
         progress(f"training a classifier of {dataset.name}", step + 1, steps)
+    for x in net.state().values():
+        x[...] = x.astype(np.float16)
     _, probabilities = net.eval().look(*held)
     net.accuracy = float((probabilities.argmax(1) == held[0].labels[tested]).mean())
     net.tested = len(tested)
@@ -186,7 +189,8 @@ def _keep(net, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{os.getpid()}.part")  # another process may train it, too
     try:
-        checkpoint.save(part, net.state(), {"accuracy": repr(net.accuracy), "tested": str(net.tested)})
+        about = {"accuracy": repr(net.accuracy), "tested": str(net.tested)}
+        checkpoint.save(part, {name: x.astype(np.float16) for name, x in net.state().items()}, about)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused
 
-from minisagan import bench, checkpoint, cuda, parity, runs
+from minisagan import bench, checkpoint, cuda, parity, runs, train
 from minisagan.commands import hardware
 from minisagan.models import Architecture
 from minisagan.train import Config, Training
@@ -97,6 +97,8 @@ def test_auto_takes_the_cpu_where_the_gpu_does_not_work(monkeypatch):
 @one_gpu
 def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
     monkeypatch.setattr(runs, "LOG_EVERY", 2)
+    monkeypatch.setattr(train, "STANDING_BATCHES", 2)
+    monkeypatch.setattr(cuda, "WARM_UP", 1)
     counts, advance = [], Training.advance
     monkeypatch.setattr(Training, "advance", lambda self, n=1: (counts.append(n), advance(self, n))[1])
     _, stderr = minisagan("train", *TINY, "--steps", 5, "--no-tf32", "--checkpoint-every", 5, "--out", "x")
@@ -119,6 +121,8 @@ def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
 
 @one_gpu
 def test_too_little_memory_on_the_gpu_is_one_line(gpu, monkeypatch):
+    monkeypatch.setattr(train, "STANDING_BATCHES", 1)
+
     def exhausted(self, count):
         raise gpu.cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,234 bytes")
 
@@ -126,7 +130,7 @@ def test_too_little_memory_on_the_gpu_is_one_line(gpu, monkeypatch):
     stderr = minisagan("train", *TINY, "--steps", 1, "--out", "x", code=1)[1]
     line = "the GPU's memory is too small for a batch of 4 with these networks: Out of memory allocating 1,234 bytes"
     assert f"Error: {line}. A smaller --batch-size" in stderr and stderr.count("\n") == 2
-    minisagan("train", "--resume", "x", "--steps", 0)
+    assert runs.find("x").name == "step-00000000.safetensors"
 
 
 @one_gpu
@@ -162,13 +166,13 @@ def test_the_report_of_what_only_a_gpu_can_tell(gpu, monkeypatch):
     monkeypatch.setattr(parity, "SMALL", SMALLER)
     monkeypatch.setattr(report, "NETS", {"mnist": (SMALLER.architecture, 2)})
     monkeypatch.setattr(report, "AHEAD", 1)
-    monkeypatch.setattr(report, "rates", lambda: (1e12, 1e12))
-    text = CliRunner().invoke(report.main, ["--net", "mnist", "--steps", "1", "--no-torch"]).output
+    monkeypatch.setattr(report, "rates", lambda: (1e10, 1e9))
+    args = ["--net", "mnist", "--steps", "1", "--no-torch"]
+    text = CliRunner().invoke(report.main, args, catch_exceptions=False).output
     assert re.search(r"minisagan on cuda:0 \(.+\)\n\d{4}-\d\d-\d\d .+ UTC", text)
     assert re.search(r"  float32  losses \S+, gradients of D \S+, gradients of G \S+\n  TF32 ", text)
-    assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"]
+    assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"] and "failed" not in text
     rows = re.findall(r"  minisagan, (graphs|eager) +(\S+) +(\S+) +(\S+) +\S+\n", text)
     assert [row[0] for row in rows] == 2 * ["graphs", "eager"] and all(float(row[1]) > 0 for row in rows)
-    floor = re.search(r"floor in TF32: \S+ GFLOP at 1 TFLOP/s: (\S+) ms, .+ GB/s: (\S+) ms", text)
-    flop, gb = map(float, floor.groups())
-    assert flop > 0.001 and gb > 0.001
+    floor = re.search(r"floor in TF32: \S+ GFLOP at 0 TFLOP/s: (\S+) ms; .+ GB/s: (\S+) ms", text)
+    assert min(map(float, floor.groups())) > 0

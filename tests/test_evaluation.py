@@ -86,7 +86,7 @@ def test_the_floor_is_training_against_test_images():
     assert (floor["precision"], floor["recall"]) == metrics.precision_recall(reference, features, 3)
     assert floor["score"] == metrics.classifier_score(p)
     other = Judge(dataset, 150, seed=4)
-    assert set(other.test_indices) != set(judge.test_indices)
+    assert set(other.test_indices) != set(judge.test_indices) and set(other.train_indices) != set(judge.train_indices)
 
 
 # The command
@@ -203,6 +203,18 @@ def test_training_logs_measurements_and_keeps_the_best(trained):
     kept = [file.name for file in sorted((run / "checkpoints").iterdir())]
     assert kept == sorted({f"step-{step:08d}.safetensors" for step in (best, 4)})
     assert runs.best(run) == (distances[best], checkpoint.path_of(run / "checkpoints", best))
+
+
+def test_what_is_better_is_saved_and_kept(tmp_path, monkeypatch):
+    distances, saved, save = [5, 9, 3, 7, 8, 6], [], runs.Run.save
+    monkeypatch.setattr(runs.Run, "evaluate", lambda self: {"frechet": distances[self.training.step - 1]})
+    monkeypatch.setattr(runs.Run, "save", lambda self: (saved.append(self.training.step), save(self)))
+    given = "--steps", 6, "--evaluate-every", 1, "--checkpoint-every", 4, "--keep", 1
+    minisagan("train", *SMALL, *given, "--out", "run")
+    assert saved == [0, 1, 3, 4, 6]
+    left = sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["step-00000003.safetensors", "step-00000006.safetensors"]
+    assert runs.best(tmp_path / "run") == (3, tmp_path / "run" / "checkpoints" / left[0])
 
 
 def test_what_is_logged_is_the_distance_of_that_steps_images(trained):

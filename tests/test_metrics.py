@@ -111,6 +111,12 @@ def test_precision_and_recall_are_their_definition(k):
     assert 0.1 < recall < precision < 1
 
 
+def test_what_is_just_within_reach_counts():
+    real, fake = np.array([[-1.0], [1]]), np.array([[-3.0], [3]])  # real images reach 2 far, fakes 6
+    assert metrics.precision_recall(real, fake, k=1) == (1, 1)
+    assert metrics.precision_recall(real, 1.01 * fake, k=1) == (0, 1)
+
+
 def test_fakes_that_are_all_the_same_have_no_recall():
     real, _ = two_clouds(300, 8)
     assert metrics.precision_recall(real, np.tile(real[5], (10, 1))) == (1, 1 / 300)

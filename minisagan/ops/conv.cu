@@ -302,7 +302,7 @@ struct Outer {
   int H, W, C, O, s, top, left, p, end;
   bool a_fours, b_fours;
   Pixel at;
-  Term row;  // the first of this thread's four
+  Term row;  // the first of this thread's four; beyond the last anything, for it is not stored
 
   __device__ Outer(const real* x, const real* g, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, int s,
                    int top, int left, int p, int end)
@@ -317,7 +317,7 @@ struct Outer {
     Pixel from = at + k;
     Term to = row + e;
     int h = s * from.h + to.i - top, w = s * from.w + to.j - left;
-    bool inside = 0 <= h && h < H && 0 <= w && w < W && to.i < to.height && to.group == 0 && p + k < end;
+    bool inside = 0 <= h && h < H && 0 <= w && w < W && p + k < end;
     return inside ? x + (long long)from.n * (H * W * C) + (h * W + w) * C + to.c : nullptr;
   }
 

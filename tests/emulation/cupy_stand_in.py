@@ -86,6 +86,10 @@ _default_pool = MemoryPool(keeps=False)  # CuPy's gives freed memory to anybody:
 _malloc = _default_pool.malloc
 
 
+def get_default_memory_pool():
+    return _default_pool
+
+
 @contextlib.contextmanager
 def using_allocator(malloc):
     global _malloc
