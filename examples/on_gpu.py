@@ -94,10 +94,9 @@ def fast(arch, batch, name, steps, with_torch):
     for cuda.tf32 in (True, False):
         product, copy = rates()
         flop_ms, byte_ms = 1e3 * work.flop / product, 1e3 * work.bytes / copy
-        yield (
-            f"  floor in {_precision()}: {work.flop / 1e9:,.0f} GFLOP at {product / 1e12:.0f} TFLOP/s: {flop_ms:.3f} ms"
-            f", and {work.bytes / 1e9:.2f} GB at {copy / 1e9:,.0f} GB/s: {byte_ms:.3f} ms"
-        )
+        rate = f"{work.flop / 1e9:,.0f} GFLOP at {product / 1e12:.0f} TFLOP/s: {flop_ms:.3f} ms"
+        moved = f"{work.bytes / 1e9:.2f} GB at {copy / 1e9:,.0f} GB/s: {byte_ms:.3f} ms"
+        yield f"  floor in {_precision()}: {rate}; {moved}"
         yield row.format(_precision(), "ms", "fastest", "x floor", "MiB")
         programs = {f"minisagan, {how}": (minisagan, how) for how in ("graphs", "eager")}
         if with_torch:

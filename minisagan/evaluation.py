@@ -13,6 +13,16 @@ from minisagan.classifier import FEATURES
 from minisagan.errors import UsageError
 
 K = 3  # of precision and recall
+ROWS = {  # metric: its name, its format, in the order in which they are shown
+    "frechet": ("Frechet distance", "{:.3f}"),
+    "kid": ("KID", "{:.5f}"),
+    "precision": (f"precision (k = {K})", "{:.3f}"),
+    "recall": (f"recall (k = {K})", "{:.3f}"),
+    "score": ("classifier score", "{:.3f}"),
+    "accuracy": ("class asked for", "{:.2%}"),
+    "worst_accuracy": ("  the worst class", "{:.2%}"),
+    "worst_class": ("  which is", "{}"),
+}
 
 
 class Judge:

@@ -98,10 +98,19 @@ def _checked(x, ndim):
     return x
 
 
+def png(image):
+    """The bytes of a PNG file of uint8 (H, W, C)."""
+    return _encoded(_checked(image, 3), extension=".png")
+
+
+def _encoded(x, **options):
+    x = x[..., 0] if x.shape[-1] == 1 else x  # so imageio wants its greys
+    return iio.imwrite("<bytes>", x, plugin="pillow", **options)
+
+
 def _put(path, x, **options):
     """A kill leaves the old file or the new one. (No fsync: what a power cut takes can be drawn again.)"""
-    x = x[..., 0] if x.shape[-1] == 1 else x  # so imageio wants its greys
-    data = iio.imwrite("<bytes>", x, plugin="pillow", **options)
+    data = _encoded(x, **options)
     temp = Path(f"{path}.tmp")
     try:
         temp.write_bytes(data)
@@ -190,8 +199,8 @@ def plot(panels, columns=1, width=900, height=250):
     rows, wide, high = -(-len(panels) // columns), 2 * width // columns, 2 * height
     drawn = [[_series(*s) for s in panel.series] for panel in panels]
     values = lambda name: [x for p, s in zip(panels, drawn, strict=True) if p.xlabel == name for x, _ in s]
-    x_axes = [_Axis(values(panel.xlabel), wide // 220, 0) for panel in panels]
-    y_axes = [_Axis([y.ravel() for _, y in series], 6, 0.05) for series in drawn]
+    x_axes = [Axis(values(panel.xlabel), wide // 220, 0) for panel in panels]
+    y_axes = [Axis([y.ravel() for _, y in series], 6, 0.05) for series in drawn]
     left = 76 + max(_length(label, 24) for axis in y_axes for label in axis.labels)  # the same for all
     image = Image.new("RGB", (2 * width, rows * high), "white")
     for k, args in enumerate(zip(panels, drawn, x_axes, y_axes, strict=True)):
@@ -207,7 +216,7 @@ def _series(label, xs, ys, *band):
     return table[0], table[1:]
 
 
-class _Axis:
+class Axis:
     """A range around values, never empty, with about `most` round ticks and a label for each."""
 
     def __init__(self, arrays, most, margin):
@@ -279,7 +288,7 @@ def _draw_below(pen, x, y, colour):
 def _draw_line(pen, x, y, colour):
     dense = len(y) == 1 and len(x) >= DENSE
     for run in _runs(y[:1]):
-        row = _running_mean(y[0, run], len(x) // 40) if dense else y[0, run]
+        row = running_mean(y[0, run], len(x) // 40) if dense else y[0, run]
         points = list(zip(x[run], row, strict=True))
         pen.line(points, colour, 4, joint=None if dense else "curve")
         for a, b in points if len(run) == 1 or len(x) <= 30 else ():
@@ -292,7 +301,7 @@ def _runs(ys):
     return np.split(where, np.flatnonzero(np.diff(where) > 1) + 1) if len(where) else []
 
 
-def _running_mean(ys, width):
+def running_mean(ys, width):
     """Each value averaged with `width` // 2 on either side, or as many as there are."""
     total, at = np.append(0, np.cumsum(ys)), np.arange(len(ys))
     begin, end = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(ys))

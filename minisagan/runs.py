@@ -5,7 +5,7 @@
     RUN/checkpoints/step-00001000.safetensors      everything needed to go on, and to sample
     RUN/samples/step-00001000.png                  the same latents and classes each time
     RUN/progress.gif  RUN/curves.png               the samples over time; losses, scores, gates of attention
-    RUN/evaluation.json                            what minisagan evaluate measured last
+    RUN/evaluation.json  RUN/report.html           what minisagan evaluate measured last; minisagan report's page
 
 RUN/best stands for the checkpoint with the least Frechet distance in the log, among those that are there.
 """
@@ -33,7 +33,9 @@ from minisagan.train import Config, Training, generate
 LOG_EVERY = 10
 EVALUATED = 1000  # images that are measured during training
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
-OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json")  # all that we delete
+OURS = (  # all that we delete
+    *("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json", "report.html"),
+)
 
 
 class Options(NamedTuple):
@@ -53,9 +55,9 @@ class Run:
                 ...
             run.finish()
 
-    `where` (gpu, graph) is Training's: a run may go on where it did not begin.
     With `evaluate_every` some images are measured every so many steps, and the checkpoint of the least Frechet distance
-    is written and kept, too; that needs the data set's test images, and its classifier.
+    is written and kept, too; that needs the data set's test images, and its classifier. `where` (gpu, graph) is
+    Training's: a run may go on where it did not begin.
     """
 
     def __init__(self, folder, training, seconds=0.0, options=(), data_dir=None):
@@ -140,12 +142,12 @@ class Run:
 
         On a GPU it is all steps until something is due: they follow one another without a wait for Python.
         """
-        training, count = self.training, 1
+        training, options, count = self.training, self.options, 1
         if training.step >= training.config.steps:
             return None
         if cuda.on_gpu(training.losses) and training.step:
-            every = (n for n in (LOG_EVERY, self.sample_every, self.checkpoint_every) if n)
-            count = min(training.config.steps - training.step, *(n - training.step % n for n in every))
+            every = LOG_EVERY, options.sample_every, options.checkpoint_every, options.evaluate_every
+            count = min(training.config.steps - training.step, *(n - training.step % n for n in every if n))
         try:
             record = training.advance(count)
         except Diverged as error:

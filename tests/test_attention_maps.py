@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import command_line
 import numpy as np
@@ -16,7 +17,7 @@ from minisagan import data, nn, ops, pictures, rng, runs
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import attention as commands
 from minisagan.models import Architecture, Discriminator, Generator
-from minisagan.train import Config, Training
+from minisagan.train import Config, Training, draw
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 
@@ -340,6 +341,35 @@ class TestCommand:
         D, _, _, _ = runs.load_discriminator(run)
         assert facts["gamma"] == D.attention.gamma.data and set(facts["without"]) == {"score", "score_deviation"}
         assert "the scores change by" in minisagan("attention", run, *args)[0]
+
+    def test_metrics_with_and_without_gamma(self, run, monkeypatch):
+        class Judge:
+            classifier = SimpleNamespace(hash="0123456789abcdef", accuracy=0.9)
+            features = np.zeros((1, 128))
+
+            def __init__(self, dataset, count, seed, data_dir):
+                assert (dataset.name, count, seed) == ("drawn-digits", 40, 3)
+
+            def measure(self, images, asked):
+                assert images.shape == (40, 28, 28, 1) and np.bincount(asked).tolist() == [4] * 10
+                return {"accuracy": 0.5, "frechet": float(images.mean())}
+
+            def floor(self):
+                return {"frechet": 0.25}
+
+        monkeypatch.setattr(commands, "Judge", Judge)
+        G, _, _, _ = runs.load_generator(run)
+        G.attention.gamma.data[...] = 3
+        monkeypatch.setattr(runs, "load_generator", lambda path, load=runs.load_generator: (G, *load(path)[1:]))
+        args = "--metrics", 40, "--seed", 3, "--classes", "1,2"
+        facts = json.loads(minisagan("attention", run, *args, "--json")[0])
+        assert facts["metrics"]["frechet"] == draw(G, 40, range(10), 3, 28)[0].mean()
+        with maps.without(G):
+            assert facts["without"]["metrics"]["frechet"] == draw(G, 40, range(10), 3, 28)[0].mean()
+        assert facts["metrics"] != facts["without"]["metrics"]
+        text = minisagan("attention", run, *args)[0]
+        assert "class asked for 50.00% -> 50.00%" in text and "real images 0.25 (128 features of classifier 01" in text
+        assert "generator alone" in refused("attention", run, "--metrics", 9, "--network", "discriminator")
 
     def test_without_classes(self, photos):
         facts = json.loads(minisagan("attention", photos / "run", "--json")[0])

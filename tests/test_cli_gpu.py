@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused
 
-from minisagan import bench, checkpoint, cuda, parity, runs
+from minisagan import bench, checkpoint, cuda, parity, runs, train
 from minisagan.commands import hardware
 from minisagan.models import Architecture
 from minisagan.train import Config, Training
@@ -20,7 +20,7 @@ apart = command_line.apart  # a fixture
 pytestmark = pytest.mark.usefixtures("apart")
 one_gpu = pytest.mark.parametrize("gpu", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 SMALLER = Config(batch_size=2, architecture=Architecture(width=4, attention=8, latent=8, classes=3))
-TINY = "--batch-size", 4, "--width", 8, "--threads", 1
+TINY = "--batch-size", 2, "--width", 4, "--attention", 8, "--threads", 1
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +94,22 @@ def test_auto_takes_the_cpu_where_the_gpu_does_not_work(monkeypatch):
 # With one
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer images where a run draws some: the emulation is slow."""
+    draw = train.generate
+
+    def generate(generator, z, labels):
+        return np.resize(draw(generator, z[:2], labels[:2]), (len(z), 32, 32, 1))
+
+    monkeypatch.setattr(runs, "generate", generate)
+    monkeypatch.setattr(train, "STANDING_BATCHES", 2)
+
+
 @one_gpu
-def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
+def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, few, monkeypatch):
     monkeypatch.setattr(runs, "LOG_EVERY", 2)
+    monkeypatch.setattr(cuda, "WARM_UP", 1)
     counts, advance = [], Training.advance
     monkeypatch.setattr(Training, "advance", lambda self, n=1: (counts.append(n), advance(self, n))[1])
     _, stderr = minisagan("train", *TINY, "--steps", 5, "--no-tf32", "--checkpoint-every", 5, "--out", "x")
@@ -118,15 +131,15 @@ def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
 
 
 @one_gpu
-def test_too_little_memory_on_the_gpu_is_one_line(gpu, monkeypatch):
+def test_too_little_memory_on_the_gpu_is_one_line(gpu, few, monkeypatch):
     def exhausted(self, count):
         raise gpu.cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,234 bytes")
 
     monkeypatch.setattr(Training, "advance", exhausted)
     stderr = minisagan("train", *TINY, "--steps", 1, "--out", "x", code=1)[1]
-    line = "the GPU's memory is too small for a batch of 4 with these networks: Out of memory allocating 1,234 bytes"
+    line = "the GPU's memory is too small for a batch of 2 with these networks: Out of memory allocating 1,234 bytes"
     assert f"Error: {line}. A smaller --batch-size" in stderr and stderr.count("\n") == 2
-    minisagan("train", "--resume", "x", "--steps", 0)
+    assert runs.find("x").name == "step-00000000.safetensors"
 
 
 @one_gpu
@@ -138,8 +151,8 @@ def test_gradcheck_on_the_gpu(gpu):
 @one_gpu
 def test_bench_on_the_gpu(gpu, monkeypatch):
     monkeypatch.setattr(bench, "AHEAD", 1)
-    args = "--steps", 1, "--batch-size", 2, "--width", 8, "--threads", 1
-    facts = json.loads(minisagan("bench", *args, "--device", "cuda", "--json")[0])
+    args = "--steps", 1, "--batch-size", 1, "--width", 8, "--no-graph", "--device", "cuda", "--json"
+    facts = json.loads(minisagan("bench", *args)[0])
     assert facts["device"].startswith("cuda:0 (") and "TF32" in facts["device"] and facts["step_ms"] > 0
     assert "ops" not in facts
 
@@ -162,13 +175,13 @@ def test_the_report_of_what_only_a_gpu_can_tell(gpu, monkeypatch):
     monkeypatch.setattr(parity, "SMALL", SMALLER)
     monkeypatch.setattr(report, "NETS", {"mnist": (SMALLER.architecture, 2)})
     monkeypatch.setattr(report, "AHEAD", 1)
-    monkeypatch.setattr(report, "rates", lambda: (1e12, 1e12))
-    text = CliRunner().invoke(report.main, ["--net", "mnist", "--steps", "1", "--no-torch"]).output
+    monkeypatch.setattr(report, "rates", lambda: (1e10, 1e9))
+    args = ["--net", "mnist", "--steps", "1", "--no-torch"]
+    text = CliRunner().invoke(report.main, args, catch_exceptions=False).output
     assert re.search(r"minisagan on cuda:0 \(.+\)\n\d{4}-\d\d-\d\d .+ UTC", text)
     assert re.search(r"  float32  losses \S+, gradients of D \S+, gradients of G \S+\n  TF32 ", text)
-    assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"]
+    assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"] and "failed" not in text
     rows = re.findall(r"  minisagan, (graphs|eager) +(\S+) +(\S+) +(\S+) +\S+\n", text)
     assert [row[0] for row in rows] == 2 * ["graphs", "eager"] and all(float(row[1]) > 0 for row in rows)
-    floor = re.search(r"floor in TF32: \S+ GFLOP at 1 TFLOP/s: (\S+) ms, .+ GB/s: (\S+) ms", text)
-    flop, gb = map(float, floor.groups())
-    assert flop > 0.001 and gb > 0.001
+    floor = re.search(r"floor in TF32: \S+ GFLOP at 0 TFLOP/s: (\S+) ms; .+ GB/s: (\S+) ms", text)
+    assert min(map(float, floor.groups())) > 0

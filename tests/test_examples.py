@@ -86,3 +86,22 @@ def test_attention_toy(run):
     asymmetry = {tuple(line.split()[:2]): float(line.split()[-1]) for line in printed.splitlines()[-4:]}
     assert asymmetry.pop(("official", "positions")) > 0.1
     assert len(asymmetry) == 3 and max(asymmetry.values()) < 1e-13
+
+
+def test_attention_walkthrough(run):
+    printed = run("attention_walkthrough.py", "--label", 7, "--point", "3,20")
+    assert "position (2, 11), number 43 of 256, with pixel (3, 20)" in printed  # with its frame of 2: (5, 22) of 32
+    shapes = dict(re.findall(r"^    (\w+): ([\dx ]+), mean", printed, re.M))
+    assert [shapes.pop(name) for name in ("x", "key", "value")] == ["1 x 16 x 16 x 32", "64 x 4", "256 x 16"]
+    assert [shapes.pop(name) for name in ("s", "beta")] == ["64 x 256"] * 2
+    assert shapes == {"query": "256 x 4", "mixed": "256 x 16", "o": "256 x 32", "y": "256 x 32"}
+    scores, percent = table(printed, 8).reshape(2, 64)
+    beta = np.exp(scores / 10) / np.exp(scores / 10).sum()
+    np.testing.assert_allclose(percent / 100, beta, atol=0.03)  # of rounded scores, rounded
+    found = re.search(r"its sum (\S+), its entropy (\S+) of 6.00 bits", printed)
+    total, entropy = map(float, found.groups())
+    assert abs(total - 1) < 1e-5 and entropy == pytest.approx(-(beta * np.log2(beta)).sum(), abs=0.05)
+    for difference in re.findall(r"within (\S+)", printed):
+        assert float(difference) < 1e-5
+    assert float(re.search(r"\|x\|: (\S+) in all", printed)[1]) > 0.01
+    assert printed.count("within") == 2

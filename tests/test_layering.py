@@ -15,7 +15,7 @@ ORDER = [
     *("errors", "kinks", "cuda", "device", "autograd", "rng", "ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
     *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),
-    *("train", "evaluation", "runs", "bench", "parity"),
+    *("train", "evaluation", "runs", "report", "bench", "parity"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 

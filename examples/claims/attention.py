@@ -25,13 +25,14 @@ stand upright: nothing before 4x4 can compare them, but attention at 16x16 can; 
 is nearer. Bars 12 apart almost touch when they lie. G's bars all come from one z through 4x4, where everything sees
 everything. So no network here is unable to solve the task, and the question is the paper's: does attention make it
 easier, and more so for what is far apart? With 32x32 pixels, 8 to 16 channels where attention is, and 1000 steps,
-gamma has hardly left 0 when the run ends, and a null result says little about 128x128 with 256 channels and a million
+gamma has hardly left 0 when a run ends, and a null result says little about 128x128 with 256 channels and a million
 steps. Neither would a positive one.
 
 The settings were chosen with seed 100, which is not among those measured, and by the network without attention: it
-should know the angles half by the end of a run, so that both better and worse can show. Line-drawn glyphs (8 of 7x7
-pixels) and patterns of 3x3 cells were tried first: in 1000 steps no network drew them legibly. With one pair in an
-image all networks agree in four of five cases by then; with bars at any height none does better than chance.
+should know the angles half by the end of a run, so that both better and worse can show (0.54 above chance, bars 20
+apart). Line-drawn glyphs (8 of 7x7 pixels) and patterns of 3x3 cells were tried first: in 800 to 1000 steps they did
+not become legible, with attention or without. One pair in an image was too easy: 0.68 above chance with attention and
+without. Bars at any height were too hard: 0.0 with attention after 1200 steps.
 """
 
 import itertools
@@ -108,8 +109,8 @@ def _normed(x):
 
 
 def apart(a, b):
-    """The angle between two undirected lines, in degrees from 0 to 90."""
-    d = np.degrees(abs(a - b)) % 180
+    """The angle between two lines, in degrees from 0 to 90, from their angles, which differ by pi at most."""
+    d = np.degrees(abs(a - b))
     return np.minimum(d, 180 - d)
 
 

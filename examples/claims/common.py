@@ -137,7 +137,7 @@ def series(label, logs, x, y, log=False):
     """A series for pictures.Panel: the mean of column y, or of its log10, over logs, with a band of one standard
     deviation each way."""
     xs, ys = (np.array([columns[name] for columns in logs], float) for name in (x, y))  # (seeds, rows); None is NaN
-    ys = np.log10(ys) if log else ys
+    ys = np.log10(np.where(ys > 0, ys, np.nan)) if log else ys  # 0 leaves a gap
     spread = ys.std(0, ddof=1) if len(ys) > 1 else np.zeros(ys.shape[1])
     return label, xs.mean(0), ys.mean(0), ys.mean(0) - spread, ys.mean(0) + spread
 

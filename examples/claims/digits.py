@@ -17,7 +17,7 @@ from minisagan.errors import Diverged
 from minisagan.evaluation import Judge
 from minisagan.train import Config, Training, draw
 
-SAMPLES, EVERY = 500, 100
+SAMPLES, MEASUREMENTS = 500, 10
 COLUMNS = ("step", "seconds", "distance", "accuracy", "grad_g", "grad_d", "sigma_g", "sigma_d")
 
 
@@ -60,19 +60,19 @@ def start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
 
 
 def train(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
-    """The log of one run, COLUMNS with a value each EVERY steps and at the end.
+    """The log of one run, COLUMNS with a value after each tenth of its steps.
 
     seconds are CPU seconds of training; distance and accuracy the averaged generator's; the norms of gradients means
     over the steps since the row before. After a divergence there are no values (null).
     """
     training, clock = start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps), Clock()
-    rows, norms = [], []
+    every, rows, norms = -(-steps // MEASUREMENTS), [], []
     try:
         while training.step < steps:
             with clock:
                 training.advance()
             norms.append([np.linalg.norm(adam.g) for adam in (training.adam_g, training.adam_d)])
-            if training.step % EVERY == 0 or training.step == steps:
+            if training.step % every == 0 or training.step == steps:
                 grad_g, grad_d = np.mean(norms, axis=0)
                 rows.append(
                     {"step": training.step, "seconds": clock.seconds}
@@ -81,7 +81,7 @@ def train(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
                 )
                 norms.clear()
     except Diverged:
-        missing = range(EVERY * (len(rows) + 1), steps + 1, EVERY)
+        missing = range(every * (len(rows) + 1), steps + 1, every)
         rows += [dict.fromkeys(COLUMNS, np.nan) | {"step": step, "seconds": clock.seconds} for step in missing]
     return {name: [rounded(row[name]) for row in rows] for name in COLUMNS}
 

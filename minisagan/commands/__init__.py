@@ -21,6 +21,7 @@ COMMANDS = {
     "interpolate": "Morph between latents or classes, as a film or a strip.",
     "evaluate": "Measure images: distances, precision, recall, class asked for.",
     "attention": "Show what self-attention looks at, and what is lost without it.",
+    "report": "Write a page with all there is to see of a run.",
     "inspect": "Show what a run or a checkpoint holds, and if it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",
     "bench": "Time whole training steps, and each op in them.",

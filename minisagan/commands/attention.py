@@ -9,7 +9,8 @@ import numpy as np
 from minisagan import attention_maps, data, pictures, rng, runs
 from minisagan.commands import choices
 from minisagan.errors import UsageError
-from minisagan.train import latents
+from minisagan.evaluation import Judge
+from minisagan.train import draw, latents
 
 MEASURED = 256  # images that the measures and the causal test are taken over
 
@@ -26,9 +27,11 @@ MEASURED = 256  # images that the measures and the causal test are taken over
               help="A pixel to look from, counted from the upper left corner; may be given several times.")
 @click.option("-o", "--output", metavar="FILE", default="attention.png", help="The picture to write.")
 @click.option("--gif", metavar="FILE", help="Write a film, too: the same at each checkpoint that the run has kept.")
+@click.option("--metrics", type=click.IntRange(1), metavar="N", show_default="not measured",
+              help="Evaluate N images of the generator, too, with gamma and without, as minisagan evaluate does.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the real images lie.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
-def command(run, network, count, classes, seed, points, output, gif, data_dir, as_json):
+def command(run, network, count, classes, seed, points, output, gif, metrics, data_dir, as_json):
     """Show what self-attention looks at in RUN, a run's folder (its newest checkpoint) or a checkpoint file.
 
     For each of a few images, with points marked in it, the picture has a map for each point: how much the output there
@@ -38,6 +41,8 @@ def command(run, network, count, classes, seed, points, output, gif, data_dir, a
     choices.check_suffix("-o", output, ".png")
     if gif:
         choices.check_suffix("--gif", gif, ".gif")
+    if metrics and network == "discriminator":
+        raise UsageError("--metrics measures images that are made: it is for the generator alone")
     load = runs.load_generator if network == "generator" else runs.load_discriminator
     net, config, about, file = load(run)
     attention_maps.check(net, file)
@@ -49,9 +54,10 @@ def command(run, network, count, classes, seed, points, output, gif, data_dir, a
     if network == "generator":
         inputs = _noise(net, max(count, MEASURED), chosen, seed)
     else:
-        inputs = _real(config, data_dir, max(count, MEASURED), chosen, seed)
+        inputs = _real(runs.load_data(config, about, run, data_dir), max(count, MEASURED), chosen, seed)
     shown = [None if x is None else x[:count] for x in inputs]
     captions = None if chosen is None else [names[k] for k in shown[1]]
+    judge = Judge(runs.load_data(config, about, run, data_dir), metrics, seed, data_dir) if metrics else None
 
     where = np.broadcast_to(asked, (count, len(asked), 2)) if asked else None
     picture, where = attention_maps.figure(net, shown, where, size, captions)
@@ -63,6 +69,12 @@ def command(run, network, count, classes, seed, points, output, gif, data_dir, a
 
     facts = {"checkpoint": str(file), "network": network, "points": where.tolist()}
     facts |= attention_maps.measure(net, *inputs) | {"without": attention_maps.causal_test(net, size, *inputs)}
+    if judge:
+        facts |= {"metrics": _evaluate(judge, net, metrics, seed, size), "floor": judge.floor()}
+        with attention_maps.without(net):
+            facts["without"]["metrics"] = _evaluate(judge, net, metrics, seed, size)
+        by = judge.classifier
+        facts["classifier"] = {"hash": by.hash, "accuracy": by.accuracy, "features": judge.features.shape[1]}
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -84,16 +96,20 @@ def _noise(generator, count, classes, seed):
     return latents(generator, count, seed), None if classes is None else np.resize(np.array(classes, np.int64), count)
 
 
-def _real(config, data_dir, count, classes, seed):
+def _real(dataset, count, classes, seed):
     """Real images, a class after the other as for _noise, each class in an order that the seed decides."""
-    size = config.architecture.size if config.dataset not in data.NAMES else None
-    dataset = data.load(config.dataset, data_dir, size=size)
     order = rng.permutation(len(dataset), seed, 0)
     if classes is None:
         return data.batch(dataset, np.resize(order, count))[0], None
     per_class = -(-count // len(classes))
     rows = [np.resize(order[dataset.labels[order] == k], per_class) for k in classes]
     return data.batch(dataset, np.stack(rows, 1).reshape(-1)[:count])
+
+
+def _evaluate(judge, generator, count, seed, size):
+    """The metrics of `count` images, spread evenly over all classes."""
+    classes = generator.arch.classes
+    return judge.measure(*draw(generator, count, range(classes) if classes else None, seed, size))
 
 
 def _show(facts, arch):
@@ -114,3 +130,12 @@ def _show(facts, arch):
         f"ratio      |gamma o| / |x| = {facts['ratio']:.3f}\n"
         f"gamma = 0  {lost}"
     )
+    if "metrics" in facts:
+        whole, bare, net = facts["metrics"], without["metrics"], facts["classifier"]
+        if "accuracy" in whole:
+            click.echo(f"           class asked for {whole['accuracy']:.2%} -> {bare['accuracy']:.2%}")
+        click.echo(
+            f"           Frechet distance {whole['frechet']:.2f} -> {bare['frechet']:.2f}, "
+            f"real images {facts['floor']['frechet']:.2f} "
+            f"({net['features']} features of classifier {net['hash'][:12]}, accuracy {net['accuracy']:.2%})"
+        )

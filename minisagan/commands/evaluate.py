@@ -6,20 +6,10 @@ from pathlib import Path
 import click
 
 from minisagan import checkpoint, device, runs
-from minisagan.evaluation import Judge, K
+from minisagan.evaluation import ROWS, Judge
 from minisagan.train import draw
 
 ROW = "{:28}{:>12}{:>12}"
-ROWS = {  # metric: its name, its format
-    "frechet": ("Frechet distance", "{:.3f}"),
-    "kid": ("KID", "{:.5f}"),
-    "precision": (f"precision (k = {K})", "{:.3f}"),
-    "recall": (f"recall (k = {K})", "{:.3f}"),
-    "score": ("classifier score", "{:.3f}"),
-    "accuracy": ("class asked for", "{:.2%}"),
-    "worst_accuracy": ("  the worst class", "{:.2%}"),
-    "worst_class": ("  which is", "{}"),
-}
 
 
 @click.command(short_help="Measure images: distances, precision, recall, class asked for.")

@@ -1,4 +1,4 @@
-// Spectral normalisation (spectral.py) of all layers of a network in three launches. W^T of a layer is (K, O), element
+// Spectral normalisation (spectral.py) of all layers of a network in three launches, two back. W^T of a layer is (K, O), element
 // (k, o) at k O + o, or at o K + k where the output channels come first. It is cut into tiles of some rows k, a block
 // each. Sums are of tiles in their order, so that they do not depend on which block is first.
 //
@@ -118,26 +118,35 @@ extern "C" __global__ void divide(Layers all, real* v, const real* squares, cons
   for (int i = t; i < rows * O; i += THREADS) y[layer.y + size_t(k0) * O + i] = w[i] / sigma;
 }
 
-// The sum of g y over a stretch of `each` elements, for each block.
-extern "C" __global__ void dot(const real* g, const real* y, real* sums, int size, int each) {
+// The sum of g y over as many elements as a tile has; in these last two kernels a layer's g comes in the place of w, or
+// a null pointer where the layer's y had no part in the loss.
+extern "C" __global__ void dot(Layers all, const real* y, real* sums) {
   __shared__ real shared[WARP];
-  int first = blockIdx.x * each, end = min(first + each, size);
+  Layer layer = all.layer[find<&Layer::tile>(all)];
+  if (!layer.w) return;
+  int k0 = (blockIdx.x - layer.tile) * layer.rows, rows = min(layer.rows, layer.K - k0);
+  const real* g = layer.w + size_t(k0) * layer.O;
+  y += layer.y + size_t(k0) * layer.O;
   real sum = 0;
-  for (int i = first + threadIdx.x; i < end; i += THREADS) sum += g[i] * y[i];
+  for (int i = threadIdx.x; i < rows * layer.O; i += THREADS) sum += g[i] * y[i];
   sum = block_sum(sum, shared);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// dW = (g - sum(g * y) u v^T) / sigma; from the `count` sums of dot.
-extern "C" __global__ void backward(const real* g, const real* sums, const real* u, const real* v, const real* sigma,
-                                    real* dw, int K, int O, int first, int count, int each) {
+// dW = (g - sum(g * y) u v^T) / sigma.
+extern "C" __global__ void backward(Layers all, const real* sums, const real* u, const real* v, const real* sigmas,
+                                    real* dw) {
   __shared__ real shared[WARP];
-  real sum = 0;
-  for (int i = threadIdx.x; i < count; i += THREADS) sum += sums[i];
-  real gy = block_sum(sum, shared);
-  int start = blockIdx.x * each, end = min(start + each, K * O);
-  for (int i = start + threadIdx.x; i < end; i += THREADS) {
-    int k = first ? i % K : i / O, o = first ? i / K : i % O;
-    dw[i] = (g[i] - gy * u[o] * v[k]) / *sigma;
+  int number = find<&Layer::tile>(all);
+  Layer layer = all.layer[number];
+  if (!layer.w) return;
+  int K = layer.K, O = layer.O, tiles = (K - 1) / layer.rows + 1;
+  real sum = 0, sigma = sigmas[number];
+  for (int i = threadIdx.x; i < tiles; i += THREADS) sum += sums[layer.tile + i];
+  sum = block_sum(sum, shared);
+  int k0 = (blockIdx.x - layer.tile) * layer.rows, end = min(k0 + layer.rows, K) * O;
+  for (int i = k0 * O + threadIdx.x; i < end; i += THREADS) {
+    int k = layer.first ? i % K : i / O, o = layer.first ? i / K : i % O;
+    dw[layer.y + i] = (layer.w[i] - sum * u[layer.o + o] * v[layer.v + k]) / sigma;
   }
 }

@@ -59,8 +59,6 @@ def _quotient(w, axis, y, sigma, u, v):
     """The Tensor of y = w / sigma, where sigma = u^T W v."""
 
     def vjp(g, needs):
-        if cuda.on_gpu(y):
-            return (_backward_on_gpu(g, axis, y, sigma, u, v),)
         left, right = (v, u) if axis == -1 else (u, v)
         dw = np.multiply.outer(left, right * -np.vdot(g, y)).reshape(y.shape)
         dw += g
@@ -110,19 +108,24 @@ def _norms_on_gpu(layers, move):
         kernels("join", total["group"], (32, 8), table, shares, Wv)
     kernels("divide", total["tile"], 256, table, v, squares, Wv, y, us, sigmas, move)
 
-    tensors = []
-    for i, (w, axis) in enumerate(zip(weights, axes, strict=True)):
-        at_y, at_o, at_v = (starts[name][i] for name in ("y", "o", "v"))
-        own_y = y[at_y : at_y + sizes[i]].reshape(w.shape)
-        own_u, own_v = us[at_o : at_o + O[i]], v[at_v : at_v + K[i]]
-        tensors.append(_quotient(w, axis, own_y, sigmas[i : i + 1], own_u, own_v))
-    return tensors
+    def own(x, i):
+        """Layer i's part of x, which is laid out as y."""
+        return x[starts["y"][i] :][: sizes[i]].reshape(arrays[i].shape)
+
+    def vjp(g, needs):
+        g = {i: cp.ascontiguousarray(part) for i, part in g.items()}
+        table["layer"]["w"][: len(layers)] = [g[i].data.ptr if i in g else 0 for i in range(len(layers))]
+        sums, dw = cp.empty_like(squares), cp.empty_like(y)
+        kernels("dot", total["tile"], 256, table, y, sums)
+        kernels("backward", total["tile"], 256, table, sums, us, v, sigmas, dw)
+        return [own(dw, i) if i in g else np.zeros_like(a) for i, a in enumerate(arrays)]
+
+    together = Tensor(None, weights, vjp)  # so that the way back is one for all layers, too
+    return [Tensor(own(y, i), (together,), lambda g, needs, i=i: (_Parts({i: g}),)) for i in range(len(layers))]
 
 
-def _backward_on_gpu(g, axis, y, sigma, u, v):
-    """dw of _quotient: the sum in as many parts as there are blocks, then all the rest."""
-    cp, blocks = cuda.cupy(), min(1024, cuda.blocks_for(y.size, 2048))
-    g, sums, dw, each = cp.ascontiguousarray(g), cp.empty(blocks, y.dtype), cp.empty_like(y), -(-y.size // blocks)
-    kernels("dot", blocks, 256, g, y, sums, y.size, each)
-    kernels("backward", blocks, 256, g, sums, u, v, sigma, dw, v.size, u.size, axis != -1, blocks, each)
-    return dw
+class _Parts(dict):
+    """The cotangent of all layers' y together: number of the layer -> array. np.add unites two of them."""
+
+    def __array_ufunc__(self, ufunc, method, *parts, **kwargs):
+        return _Parts(parts[0] | parts[1])

@@ -1,0 +1,113 @@
+"""Would the tests notice a fault in a kernel? Faults are put into the kernels, one at a time, and the tests run.
+
+A few are tried here. As a script it tries all that it knows, or those in some files, and prints what noticed each:
+
+    python tests/test_mutants.py [hinge.cu ...]
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from emulation import compiler
+
+import minisagan
+
+FOLDER = Path(minisagan.__file__).parent
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+TESTS = {  # of each file's kernels
+    "cuda.cu": ("test_cuda.py", "block_sum or numbers"),
+    "rng.cu": ("test_rng_gpu.py", ""),
+    "optim.cu": ("test_gpu_training.py", "adam or average or optimisers"),
+    "batches.cu": ("test_gpu_training.py", "batches"),
+    "activation.cu": ("test_ops_gpu.py", "relu or tanh or kinks"),
+    "attention.cu": ("test_ops_gpu.py", "softmax or attend"),
+    "batch_norm.cu": ("test_ops_gpu.py", "batch"),
+    "embedding.cu": ("test_ops_gpu.py", "embed"),
+    "hinge.cu": ("test_ops_gpu.py", "hinge or kinks"),
+    "spectral.cu": ("test_ops_gpu.py", "spectral"),
+    "conv.cu": ("test_ops_gpu_conv.py", "conv"),
+    "resample.cu": ("test_ops_gpu_conv.py", "resampling or pool"),
+}
+FAULTS = [  # (pattern, what to put there)
+    (r"__sync(threads|warp)\(\);", ";"),  # no barrier
+    *((f" {a} ", f" {b} ") for a, b in (("<", "<="), ("<=", "<"), (">", ">="), (">=", ">"))),  # a bound off by one
+    (r"(?<=Idx\.)x", "y"),  # axes swapped
+    (r"(?<=Idx\.)y", "x"),
+    (" % ", " / "),
+]
+
+
+def mutants(path):
+    """(line number, line before, line after, text) for each fault that can be put into the file."""
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines):
+        code = re.sub(r"//.*|^#if.*|template <[^>]*>", lambda found: "\0" * len(found[0]), line)
+        for pattern, replacement in FAULTS:
+            for found in re.finditer(pattern, code):
+                changed = line[: found.start()] + replacement + line[found.end() :]
+                text = "\n".join([*lines[:number], changed, *lines[number + 1 :]])
+                yield number + 1, line.strip(), changed.strip(), text
+
+
+def noticed(path, text, environment=None):
+    """What the tests say of the package with `text` for this file: "report", "values", "hangs", or "" if they pass."""
+    file, selection = TESTS[path.name]
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(FOLDER, Path(folder, "minisagan"))
+        shutil.copytree(Path(__file__).parent, Path(folder, "tests"))
+        Path(folder, "minisagan", path.relative_to(FOLDER)).write_text(text)
+        for kind in ("checked", "emulated"):
+            wanted = f"{kind} and ({selection})" if selection else kind
+            command = [*PYTEST, f"tests/{file}", "-k", wanted]
+            try:
+                done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+            except subprocess.TimeoutExpired:
+                return "hangs"
+            if done.returncode == 1:
+                kinds = ("CompileError", "not compiled"), ("EmulationError", "report")
+                return next((kind for error, kind in kinds if error in done.stdout), "values")
+            if done.returncode < 0:
+                return "crash"
+            assert done.returncode == 0, done.stdout + done.stderr
+    return ""
+
+
+@pytest.mark.skipif(not compiler.available(), reason="no g++ to emulate a GPU with")
+@pytest.mark.parametrize(
+    "file, before, after, what",
+    [
+        ("cuda.cu", "__syncthreads();  // an earlier sum's values have been read", "", "report"),
+        ("optim.cu", "__syncthreads();", "", "report"),
+        ("embedding.cu", "i < ", "i <= ", "report"),
+        ("activation.cu", "y[i] > 0", "y[i] >= 0", "values"),
+        ("embedding.cu", "", "", ""),  # no fault, no news
+    ],
+)
+def test_faults_are_noticed(file, before, after, what):
+    path = next(FOLDER.rglob(file))
+    text = path.read_text()
+    assert before in text
+    assert noticed(path, text.replace(before, after, 1)) == what
+
+
+def main(files):
+    counts = {}
+    with tempfile.TemporaryDirectory() as folder:  # for what is compiled, which nobody wants again
+        for path in sorted(FOLDER.rglob("*.cu")):
+            if files and path.name not in files:
+                continue
+            for number, before, after, text in mutants(path):
+                by = noticed(path, text, {**os.environ, "TMPDIR": folder})
+                counts[by] = counts.get(by, 0) + 1
+                print(f"{path.name}:{number}: {by or 'NOT NOTICED'}\n    - {before}\n    + {after}", flush=True)
+    print(", ".join(f"{by or 'not noticed'}: {count}" for by, count in sorted(counts.items())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
