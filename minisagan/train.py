@@ -142,12 +142,13 @@ class Training:
                 f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
                 f"choose --batch-size {len(dataset)} or less"
             )
+        self.config, self.dataset, self.step = config, dataset, 0
+        self.source = dataset  # of batches
+        self.sampled_at = None  # the step for which the averaged generator's statistics were measured
         if gpu:
             put = cuda.cupy().asarray
-            dataset = replace(dataset, images=put(dataset.images), labels=put(dataset.labels))
-        self.config, self.dataset, self.step = config, dataset, 0
-        self.sampled_at = None  # the step for which the averaged generator's statistics were measured
-        arch, here = config.architecture, dataset.images
+            self.source = replace(dataset, images=put(dataset.images), labels=put(dataset.labels))
+        arch, here = config.architecture, self.source.images
         init = nn.Init(config.seed, arch.init)
         self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
         self.average = Generator(arch, nn.Init(config.seed, arch.init)).to(here)  # the same first weights
@@ -191,7 +192,7 @@ class Training:
     def _step_d(self):
         c, t = self.config, self.adam_d.t  # t counts D's steps: noise is drawn by it
         flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if c.flip else None
-        images, labels = data.batch(self.dataset, self.indices, flips)
+        images, labels = data.batch(self.source, self.indices, flips)
         z, fake_labels = self._noise(rng.Stream.Z_D, rng.Stream.LABELS_D, t)
         if fake_labels is None:
             labels = None
@@ -213,23 +214,29 @@ class Training:
         The norms of the last gradients; the least, median and greatest sigma of the spectrally normalised layers; the
         gates gamma of attention, and |gamma o| / |x|, what comes through them, for a few images of G's.
         """
-        found = {"grad_g": float(np.linalg.norm(self.adam_g.g)), "grad_d": float(np.linalg.norm(self.adam_d.g))}
-        networks = {"g": self.G.eval(), "d": self.D.eval()}
+        norm = np.linalg.norm
+        found = {"grad_g": norm(self.adam_g.g), "grad_d": norm(self.adam_d.g)}
+        networks, sigmas = {"g": self.G.eval(), "d": self.D.eval()}, {}
         with no_tape():
             for name, net in networks.items():
                 layers = [layer for layer in net.modules(nn.Layer) if layer.u is not None]
-                sigmas = [float(np.linalg.norm(layer.w.data) / np.linalg.norm(layer.weight().data)) for layer in layers]
-                if sigmas:
-                    values = min(sigmas), statistics.median(sigmas), max(sigmas)
-                    found |= {f"sigma_{name}_{k}": x for k, x in zip(("min", "median", "max"), values, strict=True)}
+                nn.normalise(layers)
+                sigmas[name] = [norm(layer.w.data) / norm(layer.weight().data) for layer in layers]
             if self.config.architecture.attention:
                 z, labels = self._noise(rng.Stream.Z_G, rng.Stream.LABELS_G, self.adam_g.t)
                 z, labels = z[:FEW], None if labels is None else labels[:FEW]
                 with attended(self.G) as of_g, attended(self.D) as of_d:
                     self.D(self.G(z, labels), labels)
                 for name, ((x, y),) in (("g", of_g), ("d", of_d)):
-                    found[f"gamma_{name}"] = float(networks[name].attention.gamma.data)
-                    found[f"ratio_{name}"] = float(np.linalg.norm(y - x) / np.linalg.norm(x))
+                    found[f"gamma_{name}"] = networks[name].attention.gamma.data
+                    found[f"ratio_{name}"] = norm(y - x) / norm(x)
+        numbers = np.stack([*found.values(), *sigmas["g"], *sigmas["d"]])
+        numbers = iter(cuda.to_host(numbers).tolist())  # one copy for all
+        found = {name: next(numbers) for name in found}
+        for name, values in sigmas.items():
+            if values := [next(numbers) for _ in values]:
+                found[f"sigma_{name}_min"], found[f"sigma_{name}_max"] = min(values), max(values)
+                found[f"sigma_{name}_median"] = statistics.median(values)
         return found
 
     def sampler(self):

@@ -20,7 +20,7 @@ apart = command_line.apart  # a fixture
 pytestmark = pytest.mark.usefixtures("apart")
 one_gpu = pytest.mark.parametrize("gpu", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 SMALLER = Config(batch_size=2, architecture=Architecture(width=4, attention=8, latent=8, classes=3))
-TINY = "--batch-size", 4, "--width", 8, "--threads", 1
+TINY = "--batch-size", 2, "--width", 4, "--attention", 8, "--threads", 1
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +94,21 @@ def test_auto_takes_the_cpu_where_the_gpu_does_not_work(monkeypatch):
 # With one
 
 
-@one_gpu
-def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
-    monkeypatch.setattr(runs, "LOG_EVERY", 2)
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer images where a run draws some: the emulation is slow."""
+    draw = train.generate
+
+    def generate(generator, z, labels):
+        return np.resize(draw(generator, z[:2], labels[:2]), (len(z), 32, 32, 1))
+
+    monkeypatch.setattr(runs, "generate", generate)
     monkeypatch.setattr(train, "STANDING_BATCHES", 2)
+
+
+@one_gpu
+def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, few, monkeypatch):
+    monkeypatch.setattr(runs, "LOG_EVERY", 2)
     monkeypatch.setattr(cuda, "WARM_UP", 1)
     counts, advance = [], Training.advance
     monkeypatch.setattr(Training, "advance", lambda self, n=1: (counts.append(n), advance(self, n))[1])
@@ -120,15 +131,13 @@ def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, monkeypatch):
 
 
 @one_gpu
-def test_too_little_memory_on_the_gpu_is_one_line(gpu, monkeypatch):
-    monkeypatch.setattr(train, "STANDING_BATCHES", 1)
-
+def test_too_little_memory_on_the_gpu_is_one_line(gpu, few, monkeypatch):
     def exhausted(self, count):
         raise gpu.cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,234 bytes")
 
     monkeypatch.setattr(Training, "advance", exhausted)
     stderr = minisagan("train", *TINY, "--steps", 1, "--out", "x", code=1)[1]
-    line = "the GPU's memory is too small for a batch of 4 with these networks: Out of memory allocating 1,234 bytes"
+    line = "the GPU's memory is too small for a batch of 2 with these networks: Out of memory allocating 1,234 bytes"
     assert f"Error: {line}. A smaller --batch-size" in stderr and stderr.count("\n") == 2
     assert runs.find("x").name == "step-00000000.safetensors"
 
@@ -142,8 +151,8 @@ def test_gradcheck_on_the_gpu(gpu):
 @one_gpu
 def test_bench_on_the_gpu(gpu, monkeypatch):
     monkeypatch.setattr(bench, "AHEAD", 1)
-    args = "--steps", 1, "--batch-size", 2, "--width", 8, "--threads", 1
-    facts = json.loads(minisagan("bench", *args, "--device", "cuda", "--json")[0])
+    args = "--steps", 1, "--batch-size", 1, "--width", 8, "--no-graph", "--device", "cuda", "--json"
+    facts = json.loads(minisagan("bench", *args)[0])
     assert facts["device"].startswith("cuda:0 (") and "TF32" in facts["device"] and facts["step_ms"] > 0
     assert "ops" not in facts
 
