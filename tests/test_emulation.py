@@ -294,7 +294,7 @@ def test_indices_on_the_gpu():
 
 def test_memory_runs_out(settings):
     gc.collect()
-    settings.memory = sum(block.size for block in cp._Block.live.values()) + 1000
+    settings.memory = cp.Block.in_use + 1000
     x = cp.empty(200, f4)
     with pytest.raises(cp.cuda.memory.OutOfMemoryError, match="Out of memory allocating 800 bytes"):
         cp.empty(200, f4)
@@ -308,7 +308,7 @@ def test_memory_runs_out(settings):
 def record(function, pool=None):
     """function() as a graph, in a pool of its own if one is given."""
     stream = cp.Stream.current
-    with cp.using_allocator(pool.malloc if pool else cp._malloc):
+    with cp.using_allocator((pool or cp.default_pool).malloc):
         stream.begin_capture()
         try:
             function()

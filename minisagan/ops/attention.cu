@@ -22,6 +22,7 @@ extern "C" __global__ void softmax(const real* x, real* y, int lines, int K, int
   real largest = x[0], sum = 0;
   EACH_OF_LINE(i) largest = max(largest, x[size_t(i) * stride]);
   largest = warp_max(largest);
+  __syncwarp();  // all lanes have read x[0]: lane 0 may write over it
   EACH_OF_LINE(i) sum += exp(x[size_t(i) * stride] - largest);
   sum = warp_sum(sum);
   EACH_OF_LINE(i) y[size_t(i) * stride] = exp(x[size_t(i) * stride] - largest) / sum;

@@ -7,6 +7,12 @@
 // A is what the taps see of x, zero outside of the image. float32 is multiplied by tensor cores where it may be TF32.
 // What was chosen for speed (shapes of tiles, order of terms, copies ahead) has not been measured: there was no GPU.
 
+struct Shape {  // comes by value, as part of the launch
+  int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
+  int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
+  int each;             // in outer: how many of g's pixels are in a partial sum
+};
+
 constexpr int K = 64 / sizeof(real), ROWS = 512 / sizeof(real), THREADS = 2 * ROWS;
 
 #if TF32 && (defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 800)
@@ -209,22 +215,20 @@ struct Gather {
   using TileA = Tile<ROWS, true>;
   using TileB = Tile<COLUMNS, DEEP>;
   const real *x, *w;
-  int N, H, W, C, O, kw;
-  bool a_fours, b_fours;
+  Shape s;
   Axis vertical, horizontal;
   Term term;
-  const real* image[TileA::EACH];
-  int top[TileA::EACH], left[TileA::EACH];  // the pixel that the first tap sees
+  bool a_fours, b_fours;
+  int image[TileA::EACH], top[TileA::EACH], left[TileA::EACH];  // the pixel that the first tap sees
 
-  __device__ Gather(const real* x, const real* w, int N, int H, int W, int C, int O, int kw, Axis vertical,
-                    Axis horizontal)
-      : x(x), w(w), N(N), H(H), W(W), C(C), O(O), kw(kw), a_fours(in_fours(x, C)), b_fours(in_fours(w, DEEP ? C : O)),
-        vertical(vertical), horizontal(horizontal), term{C % K ? C : K, vertical.taps, horizontal.taps} {
+  __device__ Gather(const real* x, const real* w, Shape s, Axis vertical, Axis horizontal)
+      : x(x), w(w), s(s), vertical(vertical), horizontal(horizontal),
+        term{s.C % K ? s.C : K, vertical.taps, horizontal.taps},
+        a_fours(in_fours(x, s.C)), b_fours(in_fours(w, DEEP ? s.C : s.O)) {
     for (int i = 0; i < TileA::EACH; i++) {
-      int p = blockIdx.x * ROWS + TileA::line(i);
-      int row = p / horizontal.size, n = row / vertical.size;
-      image[i] = x + (long long)n * H * W * C;
-      top[i] = n < N ? row % vertical.size * vertical.step + vertical.first : -(1 << 30);  // beyond the last: outside
+      int p = blockIdx.x * ROWS + TileA::line(i), row = p / horizontal.size;
+      image[i] = row / vertical.size;
+      top[i] = row % vertical.size * vertical.step + vertical.first;
       left[i] = p % horizontal.size * horizontal.step + horizontal.first;
     }
   }
@@ -232,52 +236,56 @@ struct Gather {
   __device__ const real* a(int i, int e) const {
     Term at = term + TileA::k(i) + e;
     int row = top[i] + vertical.way * at.i, column = left[i] + horizontal.way * at.j;
-    bool inside = 0 <= row && row < H && 0 <= column && column < W && at.group < C;
-    return inside ? image[i] + (row * W + column) * C + at.group + at.c : nullptr;
+    bool inside = image[i] < s.N && 0 <= row && row < s.H && 0 <= column && column < s.W && at.group < s.C;
+    int within = (row * s.W + column) * s.C + at.group + at.c;
+    return inside ? x + (long long)image[i] * (s.H * s.W * s.C) + within : nullptr;
   }
 
   __device__ const real* b(int i, int e) const {
     Term at = term + TileB::k(i) + (DEEP ? e : 0);
     int o = blockIdx.y * COLUMNS + TileB::line(i) + (DEEP ? 0 : e), c = at.group + at.c;
     int row = vertical.tap + vertical.tap_step * at.i, column = horizontal.tap + horizontal.tap_step * at.j;
-    bool inside = o < O && at.group < C;
-    return inside ? w + (long long)(row * kw + column) * C * O + (DEEP ? o * C + c : c * O + o) : nullptr;
+    bool inside = o < s.O && at.group < s.C;
+    return inside ? w + (long long)(row * s.kw + column) * s.C * s.O + (DEEP ? o * s.C + c : c * s.O + o) : nullptr;
   }
 
   __device__ void next() { term = term + K; }
 };
 
 // blockIdx: x for pixels, y for channels of the output, z for the remainders of its pixels mod s in scatter.
-#define GATHER_TAKES                                                                                            \
-  const real *x, const real *w, const real *bias, real *y, int N, int H, int W, int C, int Ho, int Wo, int O, \
-      int kh, int kw, int s, int top, int left, int scatter, int turned
-#define GATHER(...) \
-  gather<__VA_ARGS__>(x, w, bias, y, N, H, W, C, Ho, Wo, O, kh, kw, s, top, left, scatter, turned)
-
 template <int COLUMNS, bool DEEP>
-__device__ void gather(GATHER_TAKES) {
-  Axis vertical(s, top, kh, Ho, blockIdx.z / s, scatter, turned);
-  Axis horizontal(s, left, kw, Wo, blockIdx.z % s, scatter, turned);
+__device__ void gather(const real* x, const real* w, const real* bias, real* y, const Shape& s) {
+  Axis vertical(s.stride, s.top, s.kh, s.Ho, blockIdx.z / s.stride, s.scatter, s.turned);
+  Axis horizontal(s.stride, s.left, s.kw, s.Wo, blockIdx.z % s.stride, s.scatter, s.turned);
   if (vertical.size <= 0 || horizontal.size <= 0) return;  // an image of one row has no odd ones
-  Gather<COLUMNS, DEEP> source(x, w, N, H, W, C, O, kw, vertical, horizontal);
+  Gather<COLUMNS, DEEP> source(x, w, s, vertical, horizontal);
   Sums<COLUMNS> sums;
-  sums.add_products(source, (vertical.taps * horizontal.taps * C + K - 1) / K);
+  sums.add_products(source, (vertical.taps * horizontal.taps * s.C + K - 1) / K);
   for (int i = 0; i < 2 * sums.HIGH; i++) {
     int p = blockIdx.x * ROWS + sums.row(i / 2, i % 2 * 2), row = p / horizontal.size, n = row / vertical.size;
     int h = row % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
-    if (n < N) sums.store_row(i, y + (((long long)n * Ho + h) * Wo + v) * O, O, bias);
+    if (n < s.N) sums.store_row(i, y + (((long long)n * s.Ho + h) * s.Wo + v) * s.O, s.O, bias);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_8(GATHER_TAKES) { GATHER(8, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_32(GATHER_TAKES) { GATHER(32, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_64(GATHER_TAKES) { GATHER(64, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_128(GATHER_TAKES) { GATHER(128, false); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_8_swapped(GATHER_TAKES) { GATHER(8, true); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_32_swapped(GATHER_TAKES) { GATHER(32, true); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_64_swapped(GATHER_TAKES) { GATHER(64, true); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather_128_swapped(GATHER_TAKES) { GATHER(128, true); }
+#define GATHER_TAKES const real *x, const real *w, const real *bias, real *y, Shape s
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_8(GATHER_TAKES) { gather<8, false>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_128(GATHER_TAKES) { gather<128, false>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_8_swapped(GATHER_TAKES) { gather<8, true>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_128_swapped(GATHER_TAKES) { gather<128, true>(x, w, bias, y, s); }
 
 // ---- outer
 
@@ -299,58 +307,54 @@ struct Outer {
   using TileA = Tile<ROWS, false>;
   using TileB = Tile<COLUMNS, false>;
   const real *x, *g;
-  int H, W, C, O, s, top, left, p, end;
-  bool a_fours, b_fours;
+  Shape s;
+  int p, end;
   Pixel at;
   Term row;  // the first of this thread's four; beyond the last anything, for it is not stored
+  bool a_fours, b_fours;
 
-  __device__ Outer(const real* x, const real* g, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, int s,
-                   int top, int left, int p, int end)
-      : x(x), g(g), H(H), W(W), C(C), O(O), s(s), top(top), left(left), p(p), end(end), a_fours(in_fours(x, C)),
-        b_fours(in_fours(g, O)), at{Ho, Wo, p / Wo / Ho, p / Wo % Ho, p % Wo} {
+  __device__ Outer(const real* x, const real* g, Shape s, int p, int end)
+      : x(x), g(g), s(s), p(p), end(end), at{s.Ho, s.Wo, p / s.Wo / s.Ho, p / s.Wo % s.Ho, p % s.Wo},
+        a_fours(in_fours(x, s.C)), b_fours(in_fours(g, s.O)) {
     int m = blockIdx.x * ROWS + TileA::line(0);
-    row = {C, kh, kw, 0, m / C / kw, m / C % kw, m % C};
+    row = {s.C, s.kh, s.kw, 0, m / s.C / s.kw, m / s.C % s.kw, m % s.C};
   }
 
   __device__ const real* a(int i, int e) const {
     int k = TileA::k(i);
     Pixel from = at + k;
     Term to = row + e;
-    int h = s * from.h + to.i - top, w = s * from.w + to.j - left;
-    bool inside = 0 <= h && h < H && 0 <= w && w < W && p + k < end;
-    return inside ? x + (long long)from.n * (H * W * C) + (h * W + w) * C + to.c : nullptr;
+    int h = s.stride * from.h + to.i - s.top, w = s.stride * from.w + to.j - s.left;
+    bool inside = 0 <= h && h < s.H && 0 <= w && w < s.W && p + k < end;
+    return inside ? x + (long long)from.n * (s.H * s.W * s.C) + (h * s.W + w) * s.C + to.c : nullptr;
   }
 
   __device__ const real* b(int i, int e) const {
     int k = TileB::k(i), o = blockIdx.y * COLUMNS + TileB::line(i) + e;
-    return o < O && p + k < end ? g + (long long)(p + k) * O + o : nullptr;
+    return o < s.O && p + k < end ? g + (long long)(p + k) * s.O + o : nullptr;
   }
 
   __device__ void next() { at = at + K, p += K; }
 };
 
-// blockIdx: x for rows, y for columns of dw, z for the partial sums over `each` of g's pixels. partial (z, kh kw C, O)
-#define OUTER_TAKES                                                                                            \
-  const real *x, const real *g, real *partial, int N, int H, int W, int C, int Ho, int Wo, int O, int kh, int kw, \
-      int s, int top, int left, int each
-#define OUTER(COLUMNS) outer<COLUMNS>(x, g, partial, N, H, W, C, Ho, Wo, O, kh, kw, s, top, left, each)
-
+// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C, O).
 template <int COLUMNS>
-__device__ void outer(OUTER_TAKES) {
-  int first = blockIdx.z * each, count = min(each, N * Ho * Wo - first), rows = kh * kw * C;
-  Outer<COLUMNS> source(x, g, H, W, C, Ho, Wo, O, kh, kw, s, top, left, first, first + count);
+__device__ void outer(const real* x, const real* g, real* partial, const Shape& s) {
+  int first = blockIdx.z * s.each, count = min(s.each, s.N * s.Ho * s.Wo - first), rows = s.kh * s.kw * s.C;
+  Outer<COLUMNS> source(x, g, s, first, first + count);
   Sums<COLUMNS> sums;
   sums.add_products(source, (count + K - 1) / K);
   for (int i = 0; i < 2 * sums.HIGH; i++) {
     int m = blockIdx.x * ROWS + sums.row(i / 2, i % 2 * 2);
-    if (m < rows) sums.store_row(i, partial + ((long long)blockIdx.z * rows + m) * O, O, nullptr);
+    if (m < rows) sums.store_row(i, partial + ((long long)blockIdx.z * rows + m) * s.O, s.O, nullptr);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { OUTER(8); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { OUTER(32); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_TAKES) { OUTER(64); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_128(OUTER_TAKES) { OUTER(128); }
+#define OUTER_TAKES const real *x, const real *g, real *partial, Shape s
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { outer<8>(x, g, partial, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { outer<32>(x, g, partial, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_128(OUTER_TAKES) { outer<128>(x, g, partial, s); }
 
 // ---- sums over rows, and kernels smeared by a 2x2 box
 

@@ -12,7 +12,7 @@ import numpy as np
 from minisagan import cuda, device, kinks
 from minisagan.autograd import Tensor
 
-_kernels = cuda.Kernels(__file__)
+kernels = cuda.Kernels(__file__)
 
 
 def upsample(x):
@@ -30,7 +30,7 @@ def max_pool(x):
     """The largest of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
     _check_even(x, "max_pool")
     if cuda.on_gpu(x.data):
-        return _gpu_max_pool(x)
+        return _max_pool_on_gpu(x)
     N, H, W, C = x.shape
     corners = [x.data[:, a::2, b::2] for a in (0, 1) for b in (0, 1)]  # four views (N, H/2, W/2, C)
     winner = kinks.chosen(lambda: np.argmax(corners, 0))
@@ -101,7 +101,7 @@ def _check_even(x, op):
         raise ValueError(f"{op} halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")
 
 
-def _gpu_max_pool(x):
+def _max_pool_on_gpu(x):
     """max_pool on the GPU, which remembers the winner of each block, 0 ... 3, for the backward pass."""
     N, H, W, C = large = x.shape
     small = N, H // 2, W // 2, C
@@ -119,5 +119,5 @@ def _launch(name, small, shape, x, *more):
     x = cuda.cupy().ascontiguousarray(x)
     y = cuda.cupy().empty(shape, x.dtype)
     count = N * H * W * C
-    _kernels(name, cuda.blocks_for(count), 256, y, x, *more, count, W * C, C)
+    kernels(name, cuda.blocks_for(count), 256, y, x, *more, count, W * C, C)
     return y

@@ -84,7 +84,8 @@ def _object(name, text, flags):
         source.write_text(text)
         run("g++", *FLAGS, *flags, f"-I{HERE}", "-c", source, "-o", out)
 
-    return made("o", [text, (HERE / "cuda_on_cpu.h").read_text(), *FLAGS, *flags], compile)
+    headers = [path.read_text() for path in sorted(HERE.glob("*.h"))]
+    return made("o", [text, *headers, *FLAGS, *flags], compile)
 
 
 def made(suffix, parts, make):

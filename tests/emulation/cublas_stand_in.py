@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 
-from emulation import cupy_stand_in as cupy
+from emulation.runtime import Block, EmulationError, Stream
 
 _i, _p, _n = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
 _SIGNATURE = [_p, _i, _i, _i, _i, _i, _p, _p, _i, _i, _n, _p, _i, _i, _n, _p, _p, _i, _i, _n, _i, _i, _i]
@@ -25,7 +25,7 @@ class Cublas:
         return SUCCESS
 
     def cublasSetStream_v2(self, handle, stream):
-        self.stream, self.workspace = cupy.Stream.of[stream.value], None  # the workspace is back to its default
+        self.stream, self.workspace = Stream.of[stream.value], None  # the workspace is back to its default
         return SUCCESS
 
     def cublasSetWorkspace_v2(self, handle, address, size):
@@ -54,7 +54,7 @@ class _Gemm:
             raise TypeError("alpha and beta need the type of the sums")
         alpha, beta = real(alpha._obj.value), real(beta._obj.value)
         if not self.library.workspace:
-            raise cupy.EmulationError("no workspace of ours: cuBLAS would allocate one, which a graph can't")
+            raise EmulationError("no workspace of ours: cuBLAS would allocate one, which a graph can't")
         workspace, _ = _memory(*self.library.workspace)
         blocks, turned = [workspace], []
         for address, rows, columns, ld, step in (
@@ -82,10 +82,10 @@ class _Gemm:
 
 
 def _memory(address, size):
-    for block in cupy._Block.live.values():
+    for block in Block.live.values():
         if block.address <= address and address + size <= block.address + block.size:
             return block, block.bytes[address - block.address :][:size]
-    raise cupy.EmulationError(f"cuBLAS was given {size} bytes at {address:#x} that are not an array's")
+    raise EmulationError(f"cuBLAS was given {size} bytes at {address:#x} that are not an array's")
 
 
 def _matrices(address, real, rows, columns, ld, step, count):

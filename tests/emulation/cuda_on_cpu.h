@@ -73,7 +73,8 @@ std::string type_name() {
   if constexpr (std::is_pointer_v<U>) return type_name<std::remove_pointer_t<U>>() + "*";
   else if constexpr (std::is_same_v<U, bool>) return "bool";
   else if constexpr (std::is_floating_point_v<U>) return "float" + std::to_string(8 * sizeof(U));
-  else if constexpr (std::is_integral_v<U>) return (std::is_signed_v<U> ? "int" : "uint") + std::to_string(8 * sizeof(U));
+  else if constexpr (std::is_signed_v<U>) return "int" + std::to_string(8 * sizeof(U));
+  else if constexpr (std::is_integral_v<U>) return "uint" + std::to_string(8 * sizeof(U));
   else return "struct of " + std::to_string(sizeof(U));
 }
 

@@ -1,180 +1,36 @@
 """What minisagan uses of CuPy, without a GPU: NumPy computes the arrays, g++ compiles the kernels.
 
-It is stricter than CuPy, so that what passes here has a chance there. New memory holds NaN. A kernel's arguments must
-have the types of its C++ signature. While a stream captures, nothing runs: calls are recorded and run at each launch
-of the graph, on the same addresses; whatever would synchronise, or touch host memory, is refused.
+It is stricter than CuPy, so that what passes here has a chance there. An array doesn't turn into NumPy's, nor mix with
+one, but by get() and asarray(). While a stream captures, whatever would synchronise or touch host memory is refused.
 """
 
-import contextlib
-import ctypes
 import functools
-import itertools
 import types
-import weakref
 
 import numpy as np
 
-from emulation import compiler
-
-__version__ = "0"
-GUARD = 512  # bytes before and after each array, which nobody may change
-SHARED_LIMIT = 64 << 10  # bytes of shared memory that a block can ask for: sm_75's, the least of the GPUs that we serve
-
-settings = types.SimpleNamespace(
-    checked=False,  # kernels report races and out-of-bounds accesses: some ten times slower
-    order="random",  # of threads and blocks: "forward", "reverse" or "random"
-    seed=0,  # of the random order
-    memory=1 << 40,  # bytes on the GPU
+from emulation.kernels import RawModule  # noqa: F401
+from emulation.runtime import (  # noqa: F401
+    Block,
+    EmulationError,
+    MemoryPool,
+    OutOfMemoryError,
+    Stream,
+    default_pool,
+    malloc,
+    refuse_while_capturing,
+    settings,
+    using_allocator,
 )
 
-
-class EmulationError(RuntimeError):
-    """A kernel, or the use of a graph, that would go wrong on a GPU, now and then or always."""
+__version__ = "0"
 
 
-class OutOfMemoryError(MemoryError):
-    """As cupy.cuda.memory.OutOfMemoryError."""
-
-
-# ---- Memory
-
-
-class _Block:
-    """A stretch of GPU memory between guards."""
-
-    live = weakref.WeakValueDictionary()  # by address
-
-    def __init__(self, size):
-        if sum(block.size for block in _Block.live.values()) + size > settings.memory:
-            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
-        self.size, raw = size, np.full(size + 2 * GUARD + 256, 0xFF, np.uint8)
-        start = GUARD + -(raw.ctypes.data + GUARD) % 256
-        self.before, self.bytes, self.after = raw[:start], raw[start : start + size], raw[start + size :]
-        self.address = raw.ctypes.data + start
-        _Block.live[self.address] = self
-
-    def intact(self):
-        return (self.before == 0xFF).all() and (self.after == 0xFF).all()
-
-
-class _Memory:
-    """A block in use: it goes back to its pool when the last array on it dies."""
-
-    def __init__(self, block, pool):
-        self.block, self.pool = block, pool
-
-    def __del__(self):
-        if self.pool.keeps:
-            self.pool.free.setdefault(self.block.size, []).append(self.block)
-
-
-class MemoryPool:
-    """Reuses what was freed, and keeps it as long as it lives itself."""
-
-    def __init__(self, keeps=True):
-        self.keeps, self.free = keeps, {}
-
-    def malloc(self, size):
-        free = self.free.get(size)
-        return _Memory(free.pop() if free else _Block(size), self)
-
-    def free_all_blocks(self):
-        self.free.clear()
-
-
-_default_pool = MemoryPool(keeps=False)  # CuPy's gives freed memory to anybody: a graph must not count on it
-_malloc = _default_pool.malloc
-
-
-def get_default_memory_pool():
-    return _default_pool
-
-
-@contextlib.contextmanager
-def using_allocator(malloc):
-    global _malloc
-    before, _malloc = _malloc, malloc
-    try:
-        yield
-    finally:
-        _malloc = before
-
-
-# ---- Streams and graphs
-
-
-class Stream:
-    """Runs calls at once, or records them."""
-
-    numbers = itertools.count(1)
-    of = weakref.WeakValueDictionary()  # by ptr
-    current = None
-
-    def __init__(self, null=False, non_blocking=False):
-        self.ptr, self.non_blocking, self.recorded = next(Stream.numbers), non_blocking, None
-        Stream.of[self.ptr] = self
-
-    def use(self):
-        Stream.current = self
-        return self
-
-    def synchronize(self):
-        _refuse_while_capturing("synchronize()")
-
-    def begin_capture(self, mode=None):
-        if not self.non_blocking:
-            raise RuntimeError("cudaErrorStreamCaptureUnsupported: the default stream can't be captured")
-        if self.recorded is not None:
-            raise RuntimeError("cudaErrorIllegalState: the stream captures already")
-        self.recorded = []
-
-    def is_capturing(self):
-        return self.recorded is not None
-
-    def end_capture(self):
-        if self.recorded is None:
-            raise RuntimeError("cudaErrorIllegalState: the stream does not capture")
-        graph, self.recorded = Graph(self.recorded), None
-        return graph
-
-    def submit(self, call, blocks):
-        """Do call() now or at each launch. It must not hold the blocks: freed memory is to be seen as such."""
-        if self.recorded is None:
-            call()
-        else:
-            self.recorded.append((call, [weakref.ref(block) for block in blocks]))
-
-
-Stream.null = Stream(null=True)
-Stream.current = Stream.null
-
-
-class Graph:
-    """Calls to run again, on the memory that they were recorded with."""
-
-    def __init__(self, calls):
-        self.calls = calls
-
-    def upload(self, stream=None):
-        pass
-
-    def launch(self, stream=None):
-        for call, blocks in self.calls:
-            if any(block() is None for block in blocks):
-                raise EmulationError("the graph uses memory that was freed since it was recorded")
-            call()
+# ---- Arrays
 
 
 def _submit(call, *arrays):
     Stream.current.submit(call, [array._memory.block for array in arrays])
-
-
-def _refuse_while_capturing(what):
-    if Stream.current.recorded is not None:
-        raise RuntimeError(f"the current stream is capturing, so {what} is not allowed")
-
-
-# ---- Arrays
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -195,11 +51,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     T = property(lambda self: self.transpose())
 
     def get(self):
-        _refuse_while_capturing("a copy to the host")
+        refuse_while_capturing("a copy to the host")
         return self._host.copy()
 
     def set(self, host):
-        _refuse_while_capturing("a copy from the host")
+        refuse_while_capturing("a copy from the host")
         if type(host) is not np.ndarray or (host.shape, host.dtype) != (self.shape, self.dtype):
             raise ValueError(f"set() of {self.dtype} {self.shape} takes a NumPy array of the same kind")
         self._host[...] = host
@@ -238,7 +94,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         if method != "__call__" or (ufunc.signature is not None and ufunc is not np.matmul):
             return NotImplemented
         if ufunc is np.matmul:
-            _refuse_while_capturing("CuPy's matmul")
+            refuse_while_capturing("CuPy's matmul")
         for x in inputs:
             if isinstance(x, np.ndarray) and x.ndim:
                 raise TypeError(f"Unsupported type {type(x)}: an operand lies in the host's memory")
@@ -259,7 +115,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
                 index = (*key, Ellipsis)  # so that a single element is an array, too
             return ndarray(self._host[index], self._memory)
         if any(array.dtype == bool for array in own):
-            _refuse_while_capturing("to select by a mask")
+            refuse_while_capturing("to select by a mask")
         return _compute(lambda x, *_: x[index], self, *own)
 
     def __setitem__(self, index, value):
@@ -277,7 +133,7 @@ def _index(index):
     """An index for NumPy, and the GPU arrays in it."""
     key = index if isinstance(index, tuple) else (index,)
     if any(isinstance(k, (list, np.ndarray)) for k in key):
-        _refuse_while_capturing("an index from the host")
+        refuse_while_capturing("an index from the host")
         key = tuple(asarray(k) if isinstance(k, (list, np.ndarray)) else k for k in key)
     own = [k for k in key if isinstance(k, ndarray)]
     return tuple(k._host if isinstance(k, ndarray) else k for k in key), own
@@ -347,7 +203,7 @@ def _compute(function, *args, out=None, **kwargs):
 
 def empty(shape, dtype=float):
     shape, dtype = shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype)
-    memory = _malloc(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    memory = malloc(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     array = ndarray(memory.block.bytes.view(dtype).reshape(shape), memory)
     _submit(functools.partial(memory.block.bytes.fill, 0xFF), array)  # NaN, for whoever reads before he writes
     return array
@@ -393,7 +249,7 @@ def arange(*args, dtype=None):
 def array(x, dtype=None, copy=True):
     if isinstance(x, ndarray):
         return x.astype(dtype or x.dtype, copy=copy)
-    _refuse_while_capturing("a copy from the host")
+    refuse_while_capturing("a copy from the host")
     host = np.asarray(x, dtype)
     new = empty(host.shape, host.dtype)
     new._host[...] = host
@@ -430,9 +286,9 @@ def _module_function(name, function=None):
 
     def call(*args, **kwargs):
         if name in _UNRECORDABLE:
-            _refuse_while_capturing(f"CuPy's {name}")
+            refuse_while_capturing(f"CuPy's {name}")
         if name in ("concatenate", "stack") and len(args[0]) > 8:
-            _refuse_while_capturing(f"{name} of more than eight arrays, whose addresses CuPy copies from the host")
+            refuse_while_capturing(f"{name} of more than eight arrays, whose addresses CuPy copies from the host")
         if name in _OF_SHAPES:
             return function(*_plain(args), **kwargs)
         if name == "copyto":
@@ -452,121 +308,11 @@ def __getattr__(name):
     raise AttributeError(f"the stand-in has no cupy.{name}: if CuPy has, put it into FUNCTIONS")
 
 
-# ---- Kernels
-
-
-class _Launch(ctypes.Structure):
-    _fields_ = [
-        ("blocks", ctypes.c_uint * 3),
-        ("threads", ctypes.c_uint * 3),
-        ("dynamic", ctypes.c_uint),
-        ("order", ctypes.c_int),
-        ("seed", ctypes.c_uint),
-        ("count", ctypes.c_uint),
-        ("arrays", ctypes.c_void_p),
-        ("error", ctypes.c_char_p),
-    ]
-
-
-class RawModule:
-    """Kernels of a CUDA text."""
-
-    def __init__(self, *, code, options=()):
-        self.code, self.defines = code, tuple(option for option in options if option.startswith("-D"))
-        self.loaded = False
-
-    def get_function(self, name):
-        if not self.loaded:
-            _refuse_while_capturing("to compile and load a module")
-        self.loaded = True
-        return RawKernel(self, name)
-
-
-class RawKernel:
-    """A kernel: call it with grid, block and arguments."""
-
-    def __init__(self, module, name):
-        self.module, self.name, self._dynamic = module, name, 48 << 10
-        if name not in self._library().types:
-            raise EmulationError(f'there is no extern "C" __global__ void {name}')
-
-    def _library(self):
-        return compiler.library(self.module.code, self.module.defines, settings.checked)
-
-    @property
-    def max_dynamic_shared_size_bytes(self):
-        return self._dynamic
-
-    @max_dynamic_shared_size_bytes.setter
-    def max_dynamic_shared_size_bytes(self, size):
-        if size > SHARED_LIMIT:
-            raise EmulationError(f"{self.name} asks for {size} bytes of shared memory, sm_75 has {SHARED_LIMIT}")
-        self._dynamic = size
-
-    def __call__(self, grid, block, args, *, shared_mem=0):
-        grid, block = ((*size, 1, 1)[:3] for size in (grid, block))
-        if not (min(*grid, *block) >= 1 and np.prod(block) <= 1024 and block[2] <= 64 and max(grid[1:]) < 65536):
-            raise EmulationError(f"CUDA_ERROR_INVALID_VALUE: {self.name} on blocks {grid} of threads {block}")
-        if shared_mem > self._dynamic:
-            raise EmulationError(f"CUDA_ERROR_INVALID_VALUE: {self.name} with {shared_mem} bytes of shared memory")
-        wanted = self._library().types[self.name]
-        if len(wanted) != len(args):
-            raise TypeError(f"{self.name} takes {len(wanted)} arguments ({', '.join(wanted)}), not {len(args)}")
-        cells = [self._cell(i, value, want) for i, (value, want) in enumerate(zip(args, wanted, strict=True))]
-        blocks = [value._memory.block for value in args if isinstance(value, ndarray)]
-        blocks += [block for value in args if isinstance(value, np.ndarray) for block in _pointed_at(value)]
-        run = functools.partial(self._run, grid, block, shared_mem, cells, [weakref.ref(block) for block in blocks])
-        Stream.current.submit(run, blocks)
-
-    def _cell(self, number, value, want):
-        """The bytes of an argument, as CuPy would pass it: an address, or a scalar of NumPy's type."""
-        name = f"argument {number} of {self.name}"
-        if isinstance(value, ndarray):
-            addresses = want.endswith("**") and value.dtype in (np.int64, np.uint64)
-            if want != f"{value.dtype}*" and not addresses and not want.startswith("struct"):
-                raise TypeError(f"{name} is a {value.dtype} array, the kernel takes {want}")
-            if not value.flags.c_contiguous:
-                raise TypeError(f"{name} is not contiguous, and a kernel sees no strides")
-            return np.array(value.data.ptr, np.uint64)
-        if isinstance(value, np.ndarray):
-            if value.size != 1 or want != f"struct of {value.itemsize}":
-                raise TypeError(f"{name} lies in the host's memory")
-            return value.copy()  # by value: a struct that NumPy describes
-        if not isinstance(value, (bool, int, float, np.generic)):
-            raise TypeError(f"{name} is a {type(value).__name__}")
-        cell = np.array(value)  # Python's own: bool, int64, float64
-        null = want.endswith("*") and cell.dtype == np.uint64 and cell == 0
-        if cell.dtype.name != want and not null:
-            raise TypeError(f"{name} is {cell.dtype} {value}, the kernel takes {want}")
-        return cell
-
-    def _run(self, grid, block, shared_mem, cells, blocks):
-        library, error = self._library(), ctypes.create_string_buffer(1000)
-        order = ("forward", "reverse", "random").index(settings.order)
-        launch = _Launch(grid, block, shared_mem, order, settings.seed, 0, None, ctypes.addressof(error))
-        if settings.checked:
-            bounds = sorted((b.address, b.address + b.size) for b in _Block.live.values())
-            bounds = np.array(bounds or [(0, 0)], np.uint64)
-            launch.count, launch.arrays = len(bounds), bounds.ctypes.data
-        addresses = (ctypes.c_void_p * max(1, len(cells)))(*[cell.ctypes.data for cell in cells])
-        if not library.functions[self.name](ctypes.byref(launch), addresses):
-            raise EmulationError(f"{self.name}: {library.locate(error.value.decode())}")
-        if not all(block().intact() for block in blocks):
-            raise EmulationError(f"{self.name} wrote before or after an array")
-
-
-def _pointed_at(struct):
-    """The blocks whose addresses lie in a struct of NumPy's: a graph needs them, too."""
-    words = np.frombuffer(struct.tobytes() + bytes(-struct.nbytes % 8), np.uint64)
-    blocks = {block.address: block for block in _Block.live.values()}
-    starts = np.array(sorted(blocks), np.uint64)
-    for start in np.unique(starts[np.searchsorted(starts, words, "right") - 1]):
-        block = blocks[int(start)]
-        if ((words >= start) & (words < start + block.size)).any():
-            yield block
-
-
 # ---- cupy.cuda
+
+
+def get_default_memory_pool():
+    return default_pool
 
 
 class Device:
@@ -584,16 +330,15 @@ class Device:
 
     @property
     def mem_info(self):
-        return settings.memory - sum(block.size for block in _Block.live.values()), settings.memory
+        return settings.memory - Block.in_use, settings.memory
 
     def synchronize(self):
-        _refuse_while_capturing("synchronize()")
+        refuse_while_capturing("synchronize()")
 
 
 cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
-    Graph=Graph,
     MemoryPool=MemoryPool,
     using_allocator=using_allocator,
     is_available=lambda: True,
@@ -602,6 +347,6 @@ cuda = types.SimpleNamespace(
     runtime=types.SimpleNamespace(
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda number: {"name": b"emulated on the CPU", "major": 8, "minor": 0},
-        deviceSynchronize=lambda: _refuse_while_capturing("deviceSynchronize()"),
+        deviceSynchronize=lambda: refuse_while_capturing("deviceSynchronize()"),
     ),
 )

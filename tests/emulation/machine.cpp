@@ -10,7 +10,6 @@
 
 #include <memory>
 #include <random>
-#include <unordered_map>
 #include <vector>
 
 #include "cuda_on_cpu.h"
@@ -192,7 +191,8 @@ void open_barrier() {
     }
     if (t.state == DONE) {
       become(i);
-      return fail("%s:%u: __syncthreads waits for a thread that has returned", file_of(first->site), first->site.line());
+      return fail("%s:%u: __syncthreads waits for a thread that has returned", file_of(first->site),
+                  first->site.line());
     }
     if (!same(t.site, first->site)) {
       become(i);
@@ -225,7 +225,7 @@ void run_block() {
 
 }  // namespace
 
-void start_launch();
+void start_checks();
 
 bool run(const Launch& what, void (*call)(void**), void** with) {
   launch = &what, kernel = call, arguments = with;
@@ -238,7 +238,7 @@ bool run(const Launch& what, void (*call)(void**), void** with) {
   for (unsigned i = 0; i < threads.size(); i++) threads[i].index = {i % X, i / X % Y, i / X / Y};
   order.resize(threads.size());
   warps.resize((threads.size() + 31) / 32);
-  start_launch();
+  start_checks();
   std::vector<int> blocks(size_t(now.blocks.x) * now.blocks.y * now.blocks.z);
   arrange(blocks);
   for (unsigned b : blocks) {
@@ -264,7 +264,8 @@ void barrier(Site site) {
 void exchange(unsigned mask, void* record, void (*complete)(void**), Site site) {
   Thread& t = threads[current];
   if (!(mask >> now.lane & 1))
-    fail("%s:%u: lane %d is not in the mask %08x of the warp function it calls", file_of(site), site.line(), now.lane, mask);
+    fail("%s:%u: lane %d is not in the mask %08x of the warp function it calls", file_of(site), site.line(), now.lane,
+         mask);
   t.state = AT_WARP, t.site = site, t.mask = mask, t.record = record, t.complete = complete;
   warps[current / 32].here |= 1u << now.lane;
   watching = false;
@@ -273,132 +274,6 @@ void exchange(unsigned mask, void* record, void (*complete)(void**), Site site) 
   watching = true;
 }
 
-// ---- The checks of each access, in code that was compiled with -fsanitize
-//
-// Two accesses to the same bytes, one of them a plain write, are a race unless something orders them: the same thread,
-// a __syncthreads of the block between them, or a __syncwarp of the warp. Blocks of one launch are never ordered.
-
-namespace {
-
-struct Access {
-  unsigned launch = 0, block = 0, barriers = 0, fences = 0;
-  int thread = 0;
-  uint8_t bytes = 0;  // of the four, a bit each
-  bool atomic = false;
-};
-
-struct Word {  // of four bytes: the last write, and the last reads of two different warps
-  Access write, reads[2];
-};
-
-unsigned launches;
-std::unordered_map<uintptr_t, std::vector<Word>> words;  // by address / 1024
-
-bool ordered(const Access& a, const Access& b, bool shared) {
-  if (a.launch != b.launch) return true;
-  if (a.block != b.block) return shared;  // shared memory is each block's own
-  if (a.thread == b.thread || a.barriers != b.barriers) return true;
-  return a.thread / 32 == b.thread / 32 && a.fences != b.fences;
-}
-
-bool within(uintptr_t p, const void* start, const void* end) { return uintptr_t(start) <= p && p < uintptr_t(end); }
-
-enum Kind { READ, WRITE, ATOMIC };
-const char* const NAMES[] = {"read", "write", "atomic"};
-
-// Reports begin with @offset of the instruction in this library: compiler.py turns that into file:line.
-void check(uintptr_t p, size_t size, Kind kind, void* instruction) {
-  const char* fiber = threads[current].fiber->stack;
-  bool shared = within(p, __start_shared_memory, __stop_shared_memory) ||
-                within(p, now.dynamic, now.dynamic + sizeof now.dynamic);
-  if (within(p, fiber, fiber + STACK)) return;
-  if (!shared && within(p, __ehdr_start, _end)) return;  // constants
-  size_t at = static_cast<char*>(instruction) - __ehdr_start - 1;
-  uintptr_t end = p;
-  if (within(p, __start_shared_memory, __stop_shared_memory)) end = uintptr_t(__stop_shared_memory);
-  else if (shared) end = uintptr_t(now.dynamic) + launch->dynamic;
-  else {
-    auto* array = std::upper_bound(launch->arrays, launch->arrays + launch->count, p,
-                                   [](uintptr_t p, const uintptr_t(&a)[2]) { return p < a[1]; });
-    if (array != launch->arrays + launch->count && p >= (*array)[0]) end = (*array)[1];
-  }
-  if (p + size > end) return fail("@%zx out-of-bounds %s of %zu bytes", at, NAMES[kind], size);
-  for (uintptr_t q = p; q < p + size;) {
-    auto& page = words[q / 1024];
-    if (page.empty()) page.resize(256);
-    Word& word = page[q % 1024 / 4];
-    Access access{launches, now.block.x + now.blocks.x * (now.block.y + now.blocks.y * now.block.z), barriers,
-                  warps[current / 32].fences, current, 0, kind == ATOMIC};
-    for (uintptr_t stop = std::min(p + size, q / 4 * 4 + 4); q < stop; q++) access.bytes |= 1 << q % 4;
-    auto conflicts = [&](const Access& with, Kind name) {
-      if (!(with.bytes & access.bytes) || ordered(with, access, shared) || (with.atomic && kind == ATOMIC)) return false;
-      fail("@%zx race: %s of %s memory, after a %s by thread %d of block %u with no barrier between", at, NAMES[kind],
-           shared ? "shared" : "global", NAMES[name], with.thread, with.block);
-      return true;
-    };
-    if (conflicts(word.write, word.write.atomic ? ATOMIC : WRITE)) return;
-    if (kind != READ && (conflicts(word.reads[0], READ) || conflicts(word.reads[1], READ))) return;
-    if (shared && kind != WRITE && (word.write.launch != access.launch || word.write.block != access.block))
-      return fail("@%zx %s of shared memory that the block has not written", at, NAMES[kind]);
-    if (kind == READ) {
-      if (word.reads[0].thread / 32 != current / 32) word.reads[1] = word.reads[0];
-      word.reads[0] = access;
-    } else {
-      word.write = access;
-    }
-  }
-}
-
-void watch(void* p, size_t size, Kind kind, void* instruction) {
-  if (!watching) return;
-  watching = false;
-  check(uintptr_t(p), size, kind, instruction);
-  watching = true;
-}
-
-}  // namespace
-
-void start_launch() {
-  launches++;
-  if (words.size() > 4096) words.clear();
-}
-
-void atomic_access(void* p, size_t size) {
-  if (launch->arrays) watch(p, size, ATOMIC, __builtin_return_address(0));
-}
-
 }  // namespace emulated
 
-// What g++ calls in checked code: -fsanitize=thread before each access, the others where C++ or CUDA forbids something.
-extern "C" {
-#define ACCESSES(n)                                                                                             \
-  void __tsan_read##n(void* p) { emulated::watch(p, n, emulated::READ, __builtin_return_address(0)); }            \
-  void __tsan_write##n(void* p) { emulated::watch(p, n, emulated::WRITE, __builtin_return_address(0)); }          \
-  void __tsan_unaligned_read##n(void* p) { emulated::watch(p, n, emulated::READ, __builtin_return_address(0)); }  \
-  void __tsan_unaligned_write##n(void* p) { emulated::watch(p, n, emulated::WRITE, __builtin_return_address(0)); }
-ACCESSES(1)
-ACCESSES(2)
-ACCESSES(4)
-ACCESSES(8)
-ACCESSES(16)
-void __tsan_read_range(void* p, size_t n) { emulated::watch(p, n, emulated::READ, __builtin_return_address(0)); }
-void __tsan_write_range(void* p, size_t n) { emulated::watch(p, n, emulated::WRITE, __builtin_return_address(0)); }
-void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-
-struct Place {
-  const char* file;
-  unsigned line, column;
-};
-#define FORBIDDEN(name, what) \
-  void __ubsan_handle_##name(Place* place) { emulated::fail("%s:%u: " what, place->file, place->line); }
-FORBIDDEN(out_of_bounds, "index out of the array's bounds")
-FORBIDDEN(type_mismatch_v1, "misaligned access")
-FORBIDDEN(add_overflow, "integer overflow")
-FORBIDDEN(sub_overflow, "integer overflow")
-FORBIDDEN(mul_overflow, "integer overflow")
-FORBIDDEN(negate_overflow, "integer overflow")
-FORBIDDEN(divrem_overflow, "integer division by zero, or overflow")
-FORBIDDEN(shift_out_of_bounds, "shift by more bits than there are")
-}
+#include "checks.h"
