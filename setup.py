@@ -28,7 +28,7 @@ setup(
         "threadpoolctl>=3.1",
     ],
     extras_require={
-        # For GPUs, one or the other, as the driver is: [ctk] brings the compiler and cuBLAS. They can't both be installed.
+        # For GPUs, one or the other, as the driver is: [ctk] brings the compiler and cuBLAS. Both together fail.
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.
