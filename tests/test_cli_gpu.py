@@ -44,8 +44,8 @@ def failing(error):
 @pytest.mark.parametrize(
     "driver, remedy",
     [
-        (None, "nor is there an NVIDIA driver, which has to come first"),
-        (11, "NVIDIA's driver is for CUDA 11, too old: "),
+        (None, "nor is there an NVIDIA driver; with one, pip install 'minisagan[cuda13]', or "),
+        (11, "the driver is for CUDA 11; with a newer one, pip install 'minisagan[cuda13]' or [cuda12]"),
         (12, "pip install 'minisagan[cuda12]' "),
         (13, "pip install 'minisagan[cuda13]' "),
         (14, "pip install 'minisagan[cuda13]' "),  # drivers run what was built for older ones

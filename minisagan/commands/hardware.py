@@ -67,9 +67,9 @@ def use(number=0):
 def _remedy():
     version = driver()
     if version is None:
-        return "nor is there an NVIDIA driver, which has to come first"
+        return "nor is there an NVIDIA driver; with one, pip install 'minisagan[cuda13]', or [cuda12] if it is older"
     if version < 12:
-        return f"NVIDIA's driver is for CUDA {version}, too old: with one for 12 or 13 there is an extra of minisagan"
+        return f"the driver is for CUDA {version}; with a newer one, pip install 'minisagan[cuda13]' or [cuda12]"
     return f"pip install 'minisagan[cuda{min(version, 13)}]' installs what this driver can run"
 
 
