@@ -18,7 +18,6 @@ struct Word {  // of four bytes
   Access write, read, read_in_warp, read_elsewhere;  // the last ones; in_warp: by another thread of read's warp
 };
 
-
 unsigned launches;
 std::unordered_map<uintptr_t, std::vector<Word>> words;  // by address / 1024
 
@@ -61,9 +60,9 @@ void check(uintptr_t p, size_t size, Kind kind, size_t at) {
     Access mine{launches, block, barriers, warps[current / 32].fences, current, 0, kind == ATOMIC};
     for (uintptr_t stop = std::min(p + size, q / 4 * 4 + 4); q < stop; q++) mine.bytes |= 1 << q % 4;
     for (const Access* other : {&word.write, &word.read, &word.read_in_warp, &word.read_elsewhere}) {
-      bool write = other == &word.write;
+      bool write = other == &word.write, both_atomic = other->atomic && kind == ATOMIC;
       if (kind == READ && !write) break;
-      if (!(other->bytes & mine.bytes) || ordered(*other, mine, block_owned) || (other->atomic && kind == ATOMIC)) continue;
+      if (!(other->bytes & mine.bytes) || both_atomic || ordered(*other, mine, block_owned)) continue;
       return fail("@%zx race: %s of %s memory, after a %s by thread %d of block %u with no barrier between", at,
                   NAMES[kind], block_owned ? "shared" : "global", NAMES[other->atomic ? ATOMIC : write ? WRITE : READ],
                   other->thread, other->block);
