@@ -157,7 +157,8 @@ class Training:
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
         self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
-        self.steps = [cuda.Graph(step) if gpu and graph else step for step in (self._step_d, self._step_g)]
+        steps = self._step_d, self._step_g
+        self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
 
     def advance(self, count=1):
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
@@ -165,7 +166,7 @@ class Training:
         They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Diverged,
         naming the first tensor with a NaN or an infinity, when a loss of any of the steps is not finite.
         """
-        c, (step_d, step_g) = self.config, self.steps
+        c = self.config
         seen, batches = self.step * c.d_steps * c.batch_size, (count, c.d_steps, c.batch_size)
         order = data.batch_indices(seen, math.prod(batches), len(self.dataset), c.seed).reshape(batches)
         order = np.asarray(order, like=self.indices)
@@ -173,8 +174,8 @@ class Training:
         for k in range(count):
             for i in range(c.d_steps):
                 self.indices[...] = order[k, i]
-                step_d()
-            step_g()
+                self.step_d()
+            self.step_g()
             history[k] = self.losses
         self.step += count
         history = cuda.to_host(history)

@@ -141,7 +141,7 @@ def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding
     monkeypatch.setattr(cuda, "WARM_UP", 1)
     graph, eager, cpu = opened(gpu=True), opened(gpu=True, graph=False), opened()
     losses = graph.advance(3)  # the last two from the graphs
-    assert graph.steps[0].recorded and graph.steps[1].recorded
+    assert graph.step_d.recorded and graph.step_g.recorded
     eager.advance()
     assert losses == eager.advance(2)
     bits = {name: x.tobytes() for name, x in state(graph).items()}
@@ -151,7 +151,9 @@ def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding
     check_equal(state(graph), state(cpu), 1e-3)
     for mine, wanted in ((graph.adam_d.g, cpu.adam_d.g), (graph.adam_g.g, cpu.adam_g.g)):
         assert error(mine, wanted) < 1e-3
-    assert graph.measures() == pytest.approx(cpu.measures(), rel=1e-3)
+    # Biases that feed batch norms only have a gradient of 0, and Adam steps by lr sign(rounding): of no consequence but
+    # to running statistics, which lag behind, and so to the ratios.
+    assert graph.measures() == pytest.approx(cpu.measures(), rel=1e-2)
     noise = rng.normal((3, ARCH.latent), 0, rng.Stream.SAMPLE_Z, 0), np.array([0, 2, 1])
     images = generate(graph.sampler(), *noise, batch=2)
     np.testing.assert_allclose(images, generate(cpu.sampler(), *noise, batch=2), atol=1e-3, strict=True)
