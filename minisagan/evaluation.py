@@ -45,9 +45,9 @@ class Judge:
                     f"{number} {what} are too few for the Frechet distance: on {FEATURES} features it needs more than "
                     f"{FEATURES}"
                 )
-        self.classifier = classifier.obtain(dataset, data_dir)
         self.train, self.train_indices = train, learned[rng.permutation(len(learned), seed, 0)[:count]]
         self.test, self.test_indices = test, held[rng.permutation(len(held), seed, 0)[:count]]
+        self.classifier = classifier.obtain(dataset, data_dir)
         self.features, self.probabilities = self.classifier.look(self.test, self.test_indices)  # (M, D), (M, classes)
 
     def measure(self, images, asked=None):

@@ -15,6 +15,7 @@ from minisagan import checkpoint, selfcheck
 from minisagan.autograd import Tensor
 from minisagan.commands import cli, hardware
 from minisagan.models import Architecture, Generator
+from minisagan.selfcheck.table import Case
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 pytestmark = pytest.mark.usefixtures("apart")
@@ -152,7 +153,7 @@ def test_a_wrong_gradient_is_exit_code_5_and_names_the_element(monkeypatch):
         def square(x):
             return Tensor(x.data**2, (x,), lambda g, needs: (g * x.data * np.where(np.arange(4) == 2, 2.02, 2),))
 
-        yield selfcheck.Case("one element off by 1 %", square, (np.array([1.0, 2, 3, 4]),))
+        yield Case("one element off by 1 %", square, (np.array([1.0, 2, 3, 4]),))
 
     monkeypatch.setattr(selfcheck, "CASES", {"wrong": wrong, "relu": selfcheck.CASES["relu"]})
     text, _ = minisagan("gradcheck", code=5)

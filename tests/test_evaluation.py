@@ -139,6 +139,12 @@ def test_a_checkpoint_and_one_outside_of_a_run(copy, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_run_that_is_replaced_loses_its_evaluation(copy):
+    (copy / "evaluation.json").write_text("{}")
+    minisagan("train", *SMALL, "--steps", 0, "--out", copy, "--force")
+    assert not (copy / "evaluation.json").exists()
+
+
 def test_without_classes_nothing_was_asked_for(tmp_path):
     minisagan("train", *SMALL, "--steps", 1, "--unconditional", "--out", "run")
     stdout, _ = minisagan("evaluate", "run", "--count", 150)
@@ -215,6 +221,8 @@ def test_what_is_better_is_saved_and_kept(tmp_path, monkeypatch):
     left = sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["step-00000003.safetensors", "step-00000006.safetensors"]
     assert runs.best(tmp_path / "run") == (3, tmp_path / "run" / "checkpoints" / left[0])
+    (tmp_path / "run" / "checkpoints" / left[0]).unlink()
+    assert runs.best(tmp_path / "run") == (6, tmp_path / "run" / "checkpoints" / left[1])
 
 
 def test_what_is_logged_is_the_distance_of_that_steps_images(trained):

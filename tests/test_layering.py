@@ -13,7 +13,8 @@ import minisagan
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
     *("errors", "kinks", "cuda", "device", "autograd", "rng", "ops.*", "ops"),
-    *("gradcheck", "nn", "models", "selfcheck", "optim", "data.download", "data.*", "data"),
+    *("gradcheck", "nn", "models", "selfcheck.table", "selfcheck.*", "selfcheck"),
+    *("optim", "data.download", "data.*", "data"),
     *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),
     *("train", "evaluation", "runs", "report", "bench", "parity"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),

@@ -215,13 +215,15 @@ def test_choices_at_kinks_are_replayed_in_both_passes(gpu, case):
 
 
 def test_the_kinks_and_a_nan(gpu):
-    """relu(0) has the derivative 0, and no op makes a number of a NaN."""
+    """relu(0) has the derivative 0, a margin of 0 too, and no op makes a number of a NaN."""
     x = np.array([-2, -0.0, 0, 1e-30, 3, math.nan], np.float32)
     y, dx = (gpu.get(a) for a in both_passes(ops.relu, gpu.put, [x]))
     assert y[:5].tolist() == x.clip(0)[:5].tolist() and np.isnan(y[5])
     assert (dx[:3] == 0).all() and (dx[3:5] != 0).all()
     image, zero = draw([(1, 2, 3, 1)])[0], np.zeros(1)
     assert gpu.get(both_passes(batch_norm, gpu.put, [image, zero, zero])[3]) == 0  # dbias
+    dx = gpu.get(both_passes(ops.hinge_discriminator, gpu.put, [np.array([1, 0.5, -1, 0], np.float32)])[1])
+    assert (dx != 0).tolist() == [False, True, False, True]
     scores = np.array([0.5, math.nan, 0, 0], np.float32)
     assert np.isnan(gpu.get(ops.hinge_discriminator(Tensor(gpu.put(scores))).data))
     y = batch_norm(*(Tensor(gpu.put(a)) for a in (x.reshape(1, 2, 3, 1), x[3:4], x[4:5])))

@@ -68,13 +68,13 @@ def convolution(request):
     return op, (x, (*kernel, x[3], O), (O,))
 
 
-# float64 and float32 differ from the CPU in the order of summation alone. TF32 rounds each factor by up to 2^-11.
+# float64 and float32 differ from the CPU in the order of summation. TF32 rounds each factor to nearest, by up to 2^-11.
 PRECISIONS = pytest.mark.parametrize(
     "dtype, tf32, tolerance",
     [
         pytest.param("f8", False, 1e-14, id="f8"),
         pytest.param("f4", False, 3e-6, id="f4"),
-        pytest.param("f4", True, 1e-3, id="tf32"),
+        pytest.param("f4", True, 6e-4, id="tf32"),
     ],
 )
 

@@ -6,6 +6,19 @@ extern "C" __global__ void missing_barrier(const float* x, float* y) {
   y[threadIdx.x] = s[(threadIdx.x + 37) % 64];   // BUG
 }
 
+template <int N>
+struct Tile {
+  __device__ static void turn(const float* x, float* y) {
+    __shared__ float s[N];
+    s[threadIdx.x] = x[threadIdx.x];             // BUG
+    y[threadIdx.x] = s[N - 1 - threadIdx.x];     // BUG
+  }
+};
+
+extern "C" __global__ void missing_barrier_in_a_template(const float* x, float* y) {
+  Tile<64>::turn(x, y);
+}
+
 extern "C" __global__ void missing_second_barrier(const float* x, float* y, int n) {
   __shared__ float s[64];
   float sum = 0;

@@ -18,15 +18,14 @@ struct Word {  // of four bytes
   Access write, read, read_in_warp, read_elsewhere;  // the last ones; in_warp: by another thread of read's warp
 };
 
-
 unsigned launches;
 std::unordered_map<uintptr_t, std::vector<Word>> words;  // by address / 1024
 
 bool same_warp(const Access& a, const Access& b) { return a.block == b.block && a.thread / 32 == b.thread / 32; }
 
-bool ordered(const Access& a, const Access& b, bool shared) {
+bool ordered(const Access& a, const Access& b, bool block_owned) {
   if (a.launch != b.launch) return true;
-  if (a.block != b.block) return shared;  // shared memory is each block's own
+  if (a.block != b.block) return block_owned;  // shared memory is each block's own
   return a.thread == b.thread || a.barriers != b.barriers || (same_warp(a, b) && a.fences != b.fences);
 }
 
@@ -45,12 +44,13 @@ const char* const NAMES[] = {"read", "write", "atomic"};
 // Reports begin with @offset of the instruction in this library: compiler.py turns that into file:line.
 void check(uintptr_t p, size_t size, Kind kind, size_t at) {
   const char* stack = threads[current].fiber->stack;
-  bool fixed = within(p, __start_shared_memory, __stop_shared_memory);
-  bool shared = fixed || within(p, now.dynamic, now.dynamic + sizeof now.dynamic);
-  if (within(p, stack, stack + STACK) || (!shared && within(p, __ehdr_start, _end))) return;  // its own, or constants
-  uintptr_t end = fixed    ? uintptr_t(__stop_shared_memory)
-                  : shared ? uintptr_t(now.dynamic) + launch->dynamic
-                           : end_of_array(p);
+  bool dynamic = within(p, now.dynamic, now.dynamic + sizeof now.dynamic);
+  bool block_owned = dynamic || within(p, shared, shared_end);
+  if (within(p, stack, stack + STACK)) return;
+  if (kind == READ && !dynamic && within(p, __ehdr_start, _end)) return;  // constants
+  uintptr_t end = dynamic       ? uintptr_t(now.dynamic) + launch->dynamic
+                  : block_owned ? uintptr_t(shared_end)
+                                : end_of_array(p);
   if (p + size > end) return fail("@%zx out-of-bounds %s of %zu bytes", at, NAMES[kind], size);
   unsigned block = now.block.x + now.blocks.x * (now.block.y + now.blocks.y * now.block.z);
   for (uintptr_t q = p; q < p + size;) {
@@ -60,14 +60,14 @@ void check(uintptr_t p, size_t size, Kind kind, size_t at) {
     Access mine{launches, block, barriers, warps[current / 32].fences, current, 0, kind == ATOMIC};
     for (uintptr_t stop = std::min(p + size, q / 4 * 4 + 4); q < stop; q++) mine.bytes |= 1 << q % 4;
     for (const Access* other : {&word.write, &word.read, &word.read_in_warp, &word.read_elsewhere}) {
-      bool write = other == &word.write;
+      bool write = other == &word.write, both_atomic = other->atomic && kind == ATOMIC;
       if (kind == READ && !write) break;
-      if (!(other->bytes & mine.bytes) || ordered(*other, mine, shared) || (other->atomic && kind == ATOMIC)) continue;
+      if (!(other->bytes & mine.bytes) || both_atomic || ordered(*other, mine, block_owned)) continue;
       return fail("@%zx race: %s of %s memory, after a %s by thread %d of block %u with no barrier between", at,
-                  NAMES[kind], shared ? "shared" : "global", NAMES[other->atomic ? ATOMIC : write ? WRITE : READ],
+                  NAMES[kind], block_owned ? "shared" : "global", NAMES[other->atomic ? ATOMIC : write ? WRITE : READ],
                   other->thread, other->block);
     }
-    if (shared && kind != WRITE && (word.write.launch != launches || word.write.block != block))
+    if (block_owned && kind != WRITE && (word.write.launch != launches || word.write.block != block))
       return fail("@%zx %s of shared memory that the block has not written", at, NAMES[kind]);
     if (kind != READ) {
       word.write = mine;

@@ -70,15 +70,15 @@ def library(code, defines=(), checked=False):
     code = _DYNAMIC.sub(r"\1* const \2 = reinterpret_cast<\1*>(emulated::now.dynamic);", code)
     text = '#include "cuda_on_cpu.h"\nnamespace {\n#line 1 "kernels.cu"\n' + code + "\n}  // namespace\n"
     text += "".join(f"KERNEL({name})\n" for name in names)
-    machine = _object(HERE / "machine.cpp", (HERE / "machine.cpp").read_text(), ["-O2"])
+    machine = _object((HERE / "machine.cpp").read_text(), "-O2")
     checks = [CHECKS] if checked else []
-    own = _object("kernels", text, ["-ffp-contract=fast", "-march=native", *checks, *defines])
+    own = _object(text, "-ffp-contract=fast", "-march=native", *checks, *defines)
     # linked without -fsanitize: machine.cpp is what checked code calls, not g++'s own libraries
     path = made("so", [machine, own], lambda out: run("g++", "-shared", machine, own, "-o", out))
     return Library(path, names)
 
 
-def _object(name, text, flags):
+def _object(text, *flags):
     def compile(out):
         source = out.with_suffix(".cpp")
         source.write_text(text)
@@ -93,6 +93,7 @@ def made(suffix, parts, make):
     path = CACHE / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.{suffix}"
     if not path.exists():
         CACHE.mkdir(mode=0o700, exist_ok=True)
+        assert CACHE.stat().st_uid == os.getuid(), f"{CACHE} is somebody else's"
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:  # so that several processes may do this at once
             make(Path(folder, path.name))
             os.replace(Path(folder, path.name), path)

@@ -19,7 +19,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-#define __shared__ static __attribute__((section("shared_memory")))  // together in memory, for machine.cpp to poison
+#define __shared__ static thread_local  // the library's only ones: so machine.cpp finds them all in one place
 #define UNCHECKED __attribute__((no_sanitize("thread")))
 
 #define VECTORS(T, name)                                                                      \

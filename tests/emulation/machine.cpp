@@ -2,6 +2,7 @@
 //
 // Blocks run one after another. Within a block a CUDA thread runs until it has to wait for others; the next one then
 // runs on a stack of its own. A kernel that never waits never changes stacks.
+#include <link.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,7 +16,6 @@
 #include "cuda_on_cpu.h"
 
 extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];  // this library in memory
-extern "C" __attribute__((visibility("hidden"), weak)) char __start_shared_memory[], __stop_shared_memory[];
 
 namespace emulated {
 
@@ -59,6 +59,7 @@ std::vector<Warp> warps;
 unsigned barriers;            // the block's count of __syncthreads
 int current, done;
 bool failed, on_fiber, watching;  // watching: the kernel's own code runs, no function of this file
+char *shared, *shared_end;  // the kernels' __shared__ variables
 std::mt19937 random_numbers;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Fiber*> idle;
@@ -209,8 +210,8 @@ void run_block() {
   for (Warp& warp : warps) warp = {};
   if (threads.size() % 32) warps.back().gone = ~0u << threads.size() % 32;
   barriers = done = 0;
-  if (__start_shared_memory) memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
-  memset(now.dynamic, 0xff, launch->dynamic);  // as floats: NaN
+  memset(shared, 0xff, shared_end - shared);  // as floats: NaN
+  memset(now.dynamic, 0xff, launch->dynamic);
   while (!failed) {
     bool moved = false;
     arrange(order);
@@ -224,6 +225,18 @@ void run_block() {
 }
 
 }  // namespace
+
+int find_shared(dl_phdr_info* library, size_t, void*) {
+  if (library->dlpi_addr != uintptr_t(__ehdr_start)) return 0;
+  for (int i = 0; i < library->dlpi_phnum; i++) {
+    if (library->dlpi_phdr[i].p_type != PT_TLS) continue;
+    shared = static_cast<char*>(library->dlpi_tls_data);
+    shared_end = shared + library->dlpi_phdr[i].p_memsz;
+  }
+  return 1;
+}
+
+thread_local volatile char one_more;  // there has to be one
 
 void start_checks();
 
@@ -239,6 +252,8 @@ bool run(const Launch& what, void (*call)(void**), void** with) {
   order.resize(threads.size());
   warps.resize((threads.size() + 31) / 32);
   start_checks();
+  one_more = 0;  // their memory comes when one is touched
+  dl_iterate_phdr(find_shared, nullptr);
   std::vector<int> blocks(size_t(now.blocks.x) * now.blocks.y * now.blocks.z);
   arrange(blocks);
   for (unsigned b : blocks) {
