@@ -1,9 +1,9 @@
-"""Whether a GPU trains as the CPU does: the same steps on both, from the same weights, with the same noise and data.
+"""Whether a GPU trains as the CPU does: the same step on both, from the same weights, with the same noise and data.
 
     error = |a - b| / |b|
 
-for the losses and for each network's gradients in the last step, as vectors. Weights are no measure: Adam's first
-steps are lr sign(g), and the sign of a gradient that is all but zero is anybody's.
+for the losses and for each network's gradients, as vectors. Weights are no measure: Adam's first step is lr sign(g),
+and the sign of a gradient that is all but zero is anybody's.
 """
 
 from dataclasses import replace
@@ -24,16 +24,16 @@ def noise(config, count):
     return data.Dataset("noise", images, np.arange(count) % max(1, arch.classes), ("",) * max(1, arch.classes), {})
 
 
-def errors(config, steps=1, graph=True):
-    """Relative differences of the GPU's training from the CPU's after `steps` steps, what -> error."""
+def errors(config):
+    """Relative differences of a training step on the GPU from the CPU's, what -> error."""
     config = replace(config, flip=True)
     dataset = noise(config, 3 * config.batch_size)
-    gpu, cpu = Training(config, dataset, gpu=True, graph=graph), Training(config, dataset)
+    gpu, cpu = Training(config, dataset, gpu=True), Training(config, dataset)
     for training in (gpu, cpu):  # at first the gates are 0, and nothing of attention would show
         for network in (training.G, training.D):
             if config.architecture.attention:
                 network.attention.gamma.data[...] = 0.5
-    losses = [list(training.advance(steps).values()) for training in (gpu, cpu)]
+    losses = [list(training.advance().values()) for training in (gpu, cpu)]
     return {
         "losses": _error(*map(np.array, losses)),
         "gradients of D": _error(gpu.adam_d.g, cpu.adam_d.g),

@@ -34,11 +34,12 @@ def choose(name, tf32=True):
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"--device {name}: there are auto, cpu, cuda, and cuda:0, cuda:1, ...")
     cuda.tf32, number = tf32, int(number or 0)
-    if kind == "cpu" or (obstacle := use(number)) and kind == "auto":
+    if kind == "cpu":
         return "cpu"
-    if obstacle:
+    obstacle = use(number)
+    if obstacle and kind == "cuda":
         raise Fault(f"--device {name}: {obstacle}; use --device cpu, or leave that out")
-    return f"cuda:{number}"
+    return "cpu" if obstacle else f"cuda:{number}"
 
 
 def use(number=0):
