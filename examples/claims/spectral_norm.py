@@ -33,7 +33,7 @@ NAMES = {"discriminator": "norm in D only", "both": "norm in G and D", "none": "
 
 def plan(dataset, full, quick):
     """The runs, as arguments of `digits.train`."""
-    steps, seeds = (1, 2) if quick else (800, 5)
+    steps, seeds = (1, 2) if quick else (800, 3)
     return [
         {"dataset": dataset, "spectral_norm": norm, "d_steps": 1, "lr_g": RATES[0] * factor, "lr_d": RATES[1] * factor,
          "seed": seed, "steps": steps}
