@@ -202,6 +202,15 @@ def test_resampling_is_the_cpus(gpu, op, shape, dtype):
     same(op, draw(shape, dtype=dtype), gpu, 1e-7 if dtype == "f4" else 1e-15)
 
 
+@pytest.mark.parametrize("op", [ops.upsample, ops.avg_pool, ops.max_pool])
+def test_resampling_of_arrays_that_lie_oddly(gpu, op):
+    (x,) = draw((2, 4, 6, 3))
+    t, tg = Tensor(x), Tensor(gpu.put(np.ascontiguousarray(x.transpose(2, 0, 3, 1))).transpose(1, 3, 0, 2))
+    y, yg = op(t), op(tg)
+    np.testing.assert_allclose(gpu.get(yg.data), y.data, atol=1e-15)
+    np.testing.assert_allclose(gpu.get(grad(yg.sum(), [tg])[0]), grad(y.sum(), [t])[0], atol=1e-15)
+
+
 def test_max_pool_gives_a_tie_to_the_first_and_passes_nan_on(gpu):
     x = Tensor(gpu.put(np.array([[1.0, 5, 5, 2, 1, np.nan], [5, 5, 0, 5, 2, 3]]).reshape(1, 2, 6, 1)))
     y = ops.max_pool(x)
