@@ -53,7 +53,7 @@ CONVOLUTIONS = {
     "3x3, stride 2, odd sizes": (conv(2), (1, 5, 7, 16), (3, 3), 3),
     "3x3, stride 2, one pixel": (conv(2), (2, 1, 1, 3), (3, 3), 3),
     "1x1, stride 2": (conv(2), (3, 5, 4, 20), (1, 1), 8),
-    "5x3, stride 2": (conv(2), (2, 7, 6, 3), (5, 3), 5),
+    "5x3, stride 2, several tiles": (conv(2), (3, 9, 9, 3), (5, 3), 5),
     "up_conv": (ops.up_conv, (2, 3, 5, 6), (3, 3), 4),
     "up_conv, one pixel": (ops.up_conv, (1, 1, 1, 4), (3, 3), 36),
     "conv_down": (ops.conv_down, (2, 6, 4, 16), (3, 3), 7),
