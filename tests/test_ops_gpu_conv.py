@@ -53,7 +53,7 @@ CONVOLUTIONS = {
     "3x3, stride 2, odd sizes": (conv(2), (1, 5, 7, 16), (3, 3), 3),
     "3x3, stride 2, one pixel": (conv(2), (2, 1, 1, 3), (3, 3), 3),
     "1x1, stride 2": (conv(2), (3, 5, 4, 20), (1, 1), 8),
-    "5x3, stride 2": (conv(2), (2, 7, 6, 3), (5, 3), 5),
+    "5x3, stride 2, several tiles": (conv(2), (3, 9, 9, 3), (5, 3), 5),
     "up_conv": (ops.up_conv, (2, 3, 5, 6), (3, 3), 4),
     "up_conv, one pixel": (ops.up_conv, (1, 1, 1, 4), (3, 3), 36),
     "conv_down": (ops.conv_down, (2, 6, 4, 16), (3, 3), 7),
@@ -200,6 +200,15 @@ def test_the_checker_sees_wrong_gradients_of_the_gpu(gpu):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_resampling_is_the_cpus(gpu, op, shape, dtype):
     same(op, draw(shape, dtype=dtype), gpu, 1e-7 if dtype == "f4" else 1e-15)
+
+
+@pytest.mark.parametrize("op", [ops.upsample, ops.avg_pool, ops.max_pool])
+def test_resampling_of_arrays_that_lie_oddly(gpu, op):
+    (x,) = draw((2, 4, 6, 3))
+    t, tg = Tensor(x), Tensor(gpu.put(np.ascontiguousarray(x.transpose(2, 0, 3, 1))).transpose(1, 3, 0, 2))
+    y, yg = op(t), op(tg)
+    np.testing.assert_allclose(gpu.get(yg.data), y.data, atol=1e-15)
+    np.testing.assert_allclose(gpu.get(grad(yg.sum(), [tg])[0]), grad(y.sum(), [t])[0], atol=1e-15)
 
 
 def test_max_pool_gives_a_tie_to_the_first_and_passes_nan_on(gpu):
