@@ -200,7 +200,7 @@ def _from_gpu(inputs):
 
     Carrying an array to the GPU or back is an op like others, so the checks need not know of it.
     """
-    gpu = [hasattr(x, "dtype") and cuda.on_gpu(x) for x in inputs]
+    gpu = [isinstance(x, cuda.arrays()) and cuda.on_gpu(x) for x in inputs]
 
     def to_gpu(x):
         host, data = x.data, cuda.cupy().asarray(x.data)
