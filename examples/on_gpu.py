@@ -29,6 +29,7 @@ import numpy as np
 
 from minisagan import bench, cuda, nn, parity
 from minisagan.autograd import Tensor, recording
+from minisagan.bench import AHEAD
 from minisagan.commands import hardware
 from minisagan.errors import Fault
 from minisagan.models import Architecture, Discriminator, Generator
@@ -39,7 +40,6 @@ NETS = {  # name -> networks, batch; the paper's have 1,000 classes, and attenti
     "paper128": (Architecture(size=128, channels=3, width=64, classes=1000, attention=32), 64),
 }
 TWINS = ("eager", "graphs", "compiled", "compiled, graphs")
-AHEAD = 10  # steps that follow one another before anybody waits for the GPU, as in training
 SAMPLE = 2  # images by which the work of a step is counted: it grows with the batch, but for the weights' part
 
 

@@ -21,7 +21,7 @@ _stream = None
 
 
 def on_gpu(x):
-    """Whether x is an array on the GPU; a number is not."""
+    """Whether the array x lies on the GPU. x may also be an int, such as a step: that does not."""
     return not isinstance(x, (np.ndarray, np.generic, int))
 
 
@@ -67,8 +67,8 @@ def describe():
 class Kernels:
     """The CUDA kernels of the .cu file beside a Python file, compiled when one is first called, for each float type.
 
-        kernels = Kernels(__file__)                          # in ops/conv.py: the kernels of ops/conv.cu
-        kernels("gather", blocks, threads, x, w, y, H, W)
+        kernels = Kernels(__file__)                          # in ops/activation.py: the kernels of ops/activation.cu
+        kernels("relu", blocks, threads, x, y, y.size)
 
     In the .cu text `real` is the float type of the arrays. Python's ints arrive as int, floats as real, NumPy's scalars
     as what they are, None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an address and

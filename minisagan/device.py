@@ -75,7 +75,7 @@ def set_threads(count=None):
         _team.dismiss()
     _team = _Team((count or cores) - 1)
     threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
-    sys.setswitchinterval(1e-3)  # of five: a thread that waits for Python's lock gets it sooner, 2 % of a step
+    sys.setswitchinterval(1e-3)  # not 5 ms: a thread that waits for Python's lock gets it sooner, 2 % of a step
 
 
 def threads():

@@ -81,4 +81,3 @@ def _alone(probabilities, asked):
         shares = metrics.class_accuracy(asked, probabilities.argmax(1))
         found |= dict(zip(("accuracy", "worst_accuracy", "worst_class"), shares, strict=True))
     return found
-

@@ -117,6 +117,7 @@ class Layer(Module):
         self.ready = []  # w / sigma for the next use, where `normalise` has made it already
 
     def weight(self):
+        """What the layer multiplies by, a Tensor: w, or w / sigma."""
         if self.u is not None and not self.ready:
             normalise([self])
         return self.w if self.u is None else self.ready.pop()

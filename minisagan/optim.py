@@ -29,7 +29,10 @@ def flatten(parameters):
 
 
 class Adam:
-    """Adam over `parameters` (name -> Tensor), which it flattens: `weights`, `m` and `v` are arrays of one length."""
+    """Adam over `parameters` (name -> Tensor), which it flattens.
+
+    `weights`, `m`, `v` and `g`, the last gradients, are arrays of one length.
+    """
 
     def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8):
         self.parameters = list(parameters.values())
@@ -69,6 +72,7 @@ class EMA:
         self.t = np.zeros((), np.int64, like=weights)
 
     def step(self):
+        """Move the average towards the weights as they are now."""
         if cuda.on_gpu(self.t):
             _launch("ema", self.average, self.weights, len(self.average), self.t, np.float64(self.decay))
         else:

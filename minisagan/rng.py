@@ -9,7 +9,8 @@ so a checkpoint has nothing to save but the step, a resumed run draws what the u
 drawn, and a GPU thread computes any element from its index alone. The integers are equal on every device;
 the normals, which pass through log, cos and sin, agree to 1 ulp of float32.
 
-`step` is an integer, or an int64 array () on the GPU: the numbers are then drawn there, by the kernels of rng.cu.
+`step` is an integer, or an int64 array () on the GPU: the numbers are then drawn there, by the kernels of rng.cu. They
+know no redraw: bits, truncated_normal and permutation take integers alone.
 """
 
 import math
@@ -29,15 +30,15 @@ TO_UNIT = 2.0**-53  # the top 53 bits of a word, times this, are a float64 in [0
 class Stream:
     """What a number is drawn for, the second word of the key. Append only: renumbering changes every run."""
 
-    Z_D = 0  # latents of the images that a D step sees; step = training step, as in the next three
-    Z_G = 1  # latents of a G step
-    LABELS_D = 2  # classes asked for in a D step
-    LABELS_G = 3  # classes asked for in a G step
+    Z_D = 0  # latents of the images that a D step sees; step = how many steps D has made
+    Z_G = 1  # latents of a G step; step = how many steps G has made
+    LABELS_D = 2  # classes asked for in a D step; step as for its latents
+    LABELS_G = 3  # classes asked for in a G step; step as for its latents
     SHUFFLE = 4  # order of the data; step = epoch
-    FLIP = 5  # mirrored images; step = training step
+    FLIP = 5  # mirrored images; step = how many steps D has made
     INIT = 6  # first weights; step = number of the parameter
-    SAMPLE_Z = 7  # latents outside of training: sample grids, metrics; step = batch
-    SAMPLE_LABELS = 8  # classes of the same
+    SAMPLE_Z = 7  # latents outside of training: sample grids, metrics; step = 0, so that sample i has always the same
+    SAMPLE_LABELS = 8  # not in use: samples have their classes in turn
     STANDING_Z = 9  # latents for standing statistics; step = batch
     STANDING_LABELS = 10  # classes of the same
     SHIFT = 11  # how a classifier's training images are moved; step = training step

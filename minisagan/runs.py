@@ -6,6 +6,7 @@
     RUN/samples/step-00001000.png                  the same latents and classes each time
     RUN/progress.gif  RUN/curves.png               the samples over time; losses, scores, gates of attention
     RUN/evaluation.json  RUN/report.html           what minisagan evaluate measured last; minisagan report's page
+    RUN/lock                                       held by the process that trains
 
 RUN/best stands for the checkpoint with the least Frechet distance in the log, among those that are there.
 """
@@ -33,9 +34,8 @@ from minisagan.train import Config, Training, generate
 LOG_EVERY = 10
 EVALUATED = 1000  # images that are measured during training
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
-OURS = (  # all that we delete
-    *("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json", "report.html"),
-)
+# All that we delete:
+OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json", "report.html")
 
 
 class Options(NamedTuple):

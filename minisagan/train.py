@@ -30,8 +30,7 @@ LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step;
 class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
-    `ema` is the decay of the running average of G's weights (0: no average); `flip` mirrors
-    half of the images.
+    `ema` is the decay of the running average of G's weights (0: no average); `flip` mirrors half of the images.
     """
 
     dataset: str = "drawn-digits"

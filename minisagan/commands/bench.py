@@ -4,11 +4,11 @@ import json
 import statistics
 
 import click
-import numpy as np
 
-from minisagan import bench, data, device
+from minisagan import bench, device, parity
 from minisagan.commands import hardware
-from minisagan.train import Architecture, Config, Training
+from minisagan.models import Architecture
+from minisagan.train import Config, Training
 
 
 @click.command(short_help="Time whole training steps, and each op in them.")
@@ -29,12 +29,9 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     where = hardware.choose(where, tf32)
     device.set_threads(threads)
     arch = Architecture(size=size, channels=1 if size == 32 else 3, width=width, attention=size // 2)
-    noise = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, arch.channels), np.uint8)
-    labels = np.arange(batch_size) % arch.classes
-    dataset = data.Dataset("noise", noise, labels, tuple("0123456789"), {})
+    config = Config(batch_size=batch_size, architecture=arch)
     with hardware.memory(batch_size):
-        config = Config(batch_size=batch_size, architecture=arch)
-        training = Training(config, dataset, gpu=where != "cpu", graph=graph)
+        training = Training(config, parity.noise(config, batch_size), gpu=where != "cpu", graph=graph)
         bench.times(training, 3)
         seconds = bench.times(training, steps)
     step = statistics.median(seconds)

@@ -45,11 +45,12 @@ def command():
 def _same_on_gpu():
     """Whether a small training step on the GPU is the CPU's; shows by how much they differ."""
     same = True
-    for cuda.tf32, allowed in TOLERANCES.items():
+    for tf32, allowed in TOLERANCES.items():
+        cuda.tf32 = tf32
         errors = parity.errors(parity.SMALL)
         same &= max(errors.values()) <= allowed
         shown = ", ".join(f"{what} {error:.1e}" for what, error in errors.items())
-        click.echo(f"GPU against CPU  {'TF32' if cuda.tf32 else 'float32'}: {shown} (at most {allowed:g})")
+        click.echo(f"GPU against CPU  {'TF32' if tf32 else 'float32'}: {shown} (at most {allowed:g})")
     return same
 
 

@@ -1,7 +1,7 @@
 """The hinge losses (SAGAN eq. 4; Lim and Ye, Geometric GAN, 2017).
 
-    L_D = mean relu(1 - D(real)) + mean relu(1 + D(fake))         dD(real) = -[D < 1] / n     dD(fake) = [D > -1] / n
-    L_G = -mean D(fake)                                           dD(fake) = -1 / n
+    L_D = mean relu(1 - D(real)) + mean relu(1 + D(fake))         dD(real) = -g [D < 1] / n   dD(fake) = g [D > -1] / n
+    L_G = -mean D(fake)                                           dD(fake) = -g / n
 """
 
 import numpy as np

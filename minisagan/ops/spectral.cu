@@ -1,6 +1,6 @@
-// Spectral normalisation (spectral.py) of all layers of a network in three launches, two back. W^T of a layer is (K, O), element
-// (k, o) at k O + o, or at o K + k where the output channels come first. It is cut into tiles of some rows k, a block
-// each. Sums are of tiles in their order, so that they do not depend on which block is first.
+// Spectral normalisation (spectral.py) of all layers of a network: three launches forward, two back. W^T of a layer is
+// (K, O), element (k, o) at k O + o, or at o K + k where the output channels come first. It is cut into tiles of some
+// rows k, a block each. Sums are of tiles in their order, so that they do not depend on which block is first.
 //
 // A block finds v = W^T u for its rows. It need not wait for |v|, by which l2(W v) does not change: it adds up what its
 // rows give to W v while they are still in the cache. So a step of the iteration asks the memory for W once.

@@ -86,7 +86,7 @@ def _norms_on_gpu(layers, move):
     arrays = [cp.ascontiguousarray(w.data) for w in weights]
     sizes, O = np.array([a.size for a in arrays]), np.array([u.size for u in states])
     K = sizes // O
-    rows = np.clip((1 << 15) // O, 1, 256)  # of W^T, in a tile
+    rows = np.clip((1 << 15) // O, 1, 256)  # of W^T, in a tile: at most THREADS of spectral.cu; 32 below: its COLUMNS
     tiles = -(-K // rows)
     padded = -(-sizes // 64) * 64  # each y begins where a vector load may
     counts = {"tile": tiles, "group": -(-O // 32), "y": padded, "v": K, "o": O, "share": tiles * O}
@@ -125,7 +125,7 @@ def _norms_on_gpu(layers, move):
 
 
 class _Parts(dict):
-    """The cotangent of all layers' y together: number of the layer -> array. np.add unites two of them."""
+    """The cotangent of all layers' y together: number of the layer -> array. grad() adds them by np.add: a union."""
 
     def __array_ufunc__(self, ufunc, method, *parts, **kwargs):
         return _Parts(parts[0] | parts[1])
