@@ -231,7 +231,7 @@ def _evaluation(folder):
             f"{int(net['features'])} features of classifier {html.escape(str(net['hash'])[:16])}, "
             f"accuracy {net['accuracy']:.2%}."
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: not written by minisagan evaluate ({error!r}); measure again, or delete it") from None
     body = "".join(f"<tr><th>{name}</th><td>{a}</td><td>{b}</td></tr>\n" for name, a, b in rows)
     head = "<tr><th></th><th>generated</th><th>real</th></tr>\n"

@@ -336,7 +336,7 @@ def _folder_of(file):
 def read_log(folder):
     """The records of a run's log; a torn last line is skipped."""
     records = []
-    with open(Path(folder) / "log.jsonl") as log:
+    with open(Path(folder) / "log.jsonl", errors="replace") as log:  # what is no text is no JSON either
         for line in log:
             try:
                 records.append(json.loads(line))

@@ -162,3 +162,7 @@ class TestCommand:
         wanted = data.to_uint8(generate(G, z, np.full(16, 5)), 28)[:3, ..., 0]
         np.testing.assert_array_equal(np.load("a.npz")["images"], wanted)
         assert "'--truncation'" in refused("sample", run, "--truncation", "0.01")
+
+
+def test_more_latents_than_memory_holds_are_refused_at_once(run):
+    assert "not enough memory" in refused("interpolate", run, "--latents", 10**14, code=1)

@@ -186,8 +186,16 @@ def test_what_cannot_be_reported_is_one_line(copy, tmp_path):
     assert "a report is about a run's folder" in refused("report", file)
     assert "-o a.pdf: the name of this file has to end in .html" in refused("report", copy, "-o", "a.pdf")
     assert "absent/a.html: not written: No such file" in refused("report", copy, "-o", "absent/a.html", code=1)
-    for wrong in ("[]", "{", json.dumps(EVALUATION | {"metrics": {"frechet": "x"}}), json.dumps({"step": 1})):
+    values = {"metrics": {"frechet": "x"}}, {"count": float("inf")}
+    for wrong in ("[]", "{", "[" * 100_000, '{"step": 1}', *(json.dumps(EVALUATION | value) for value in values)):
         (copy / "evaluation.json").write_text(wrong)
         line = refused("report", copy, code=3)
         assert "evaluation.json: not written by minisagan evaluate" in line
     assert not (copy / "report.html").exists() and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_log_whose_end_is_no_text_counts_up_to_there(copy):
+    before = runs.read_log(copy)
+    with open(copy / "log.jsonl", "ab") as log:
+        log.write(b'{"step": 4, \xff\n')
+    assert before and runs.read_log(copy) == before

@@ -39,13 +39,13 @@ def command(run, along, count, classes, seed, truncation, steps, output):
     film = choices.check_suffix("-o", output, ".gif", ".png") == ".gif"
     generator, config, about, file = runs.load_generator(run)
     chosen = choices.classes(classes, about["classes"], config.architecture.classes)
+    z = latents(generator, count, seed, truncation)  # (latents, D); of too many, this says so
     names = {"latents": [f"z{k}" for k in range(count)], "classes": [about["classes"][k] for k in chosen or ()]}
     if along == "classes" and chosen is None:
         raise UsageError(f"--along classes: {file} was trained without classes")
     if len(names[along]) < 2:
         raise UsageError(f"--along {along}: a way needs at least two of them, not {len(names[along])}")
     steps = steps or (12 if film else 4)
-    z = latents(generator, count, seed, truncation)  # (latents, D)
     if along == "latents":
         z = way(z, slerp, steps, closed=film).astype(z.dtype)[None]  # (1, K, D)
         rows, labels = names["classes"] or [""], np.array(chosen or [0])[:, None]  # (rows, 1)
