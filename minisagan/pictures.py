@@ -221,7 +221,7 @@ class Axis:
 
     def __init__(self, arrays, most, margin):
         values = np.concatenate([[], *arrays])
-        values = values[np.isfinite(values)]
+        values = values[np.abs(values) < 1e30]  # what is more, or NaN, is not drawn
         low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
         low = 0.0 if 0 < low < high / 10 else low  # when 0 is near, show it
         size, pad = max(abs(low), abs(high)), margin * (high - low)

@@ -114,10 +114,9 @@ def _uri(data, kind):
 
 
 def _pictures(folder):
-    frames = sorted((folder / "samples").glob("step-*.png"))
-    cards = []
+    frames, cards = runs.sampled(folder), []
     if frames:
-        last, step = frames[-1].read_bytes(), int(frames[-1].stem.split("-")[1])
+        step, last = frames[-1][0], frames[-1][1].read_bytes()
         cards.append(_card(f"Step {step:,}", _image(last, "png", f"a grid of samples at step {step}")))
     film = folder / "progress.gif"
     if film.is_file():

@@ -178,9 +178,8 @@ class Run:
             self.save()
         if not self.picture().exists():
             self.sample()
-        frames = sorted((self.folder / "samples").glob("step-*.png"))
-        images = [pictures.read_png(frame) for frame in frames]
-        captions = [f"step {int(frame.stem.split('-')[1])}" for frame in frames]
+        frames = sampled(self.folder)
+        images, captions = [pictures.read_png(path) for _, path in frames], [f"step {step}" for step, _ in frames]
         pictures.write_gif(self.folder / "progress.gif", images, 400, last=2000, captions=captions)
         pictures.curves(self.folder / "curves.png", read_log(self.folder))
 
@@ -333,15 +332,24 @@ def _folder_of(file):
     return folder if inside else None
 
 
+def sampled(folder):
+    """(step, path) of a run's pictures of samples, in the order of steps."""
+    found = ((re.fullmatch(r"step-(\d+)\.png", path.name), path) for path in (Path(folder) / "samples").glob("step-*"))
+    return sorted((int(step[1]), path) for step, path in found if step)
+
+
 def read_log(folder):
-    """The records of a run's log; a torn last line is skipped."""
+    """The records of a run's log, name -> number, up to the first line that is none: the last may be torn."""
     records = []
     with open(Path(folder) / "log.jsonl", errors="replace") as log:  # what is no text is no JSON either
         for line in log:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
+            if not (isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())):
+                break
+            records.append(record)
     return records
 
 

@@ -199,3 +199,21 @@ def test_a_log_whose_end_is_no_text_counts_up_to_there(copy):
     with open(copy / "log.jsonl", "ab") as log:
         log.write(b'{"step": 4, \xff\n')
     assert before and runs.read_log(copy) == before
+
+
+@pytest.mark.parametrize("line", ['{"step": "x"}', "[1, 2]", '{"step": 4, "loss_d": [1]}', "null"])
+def test_a_log_counts_up_to_the_first_line_that_is_no_record(copy, line):
+    before = runs.read_log(copy)
+    with open(copy / "log.jsonl", "a") as log:
+        log.write(line + '\n{"step": 5, "loss_d": 1.0}\n')
+    assert before and runs.read_log(copy) == before
+
+
+def test_a_page_of_numbers_beyond_drawing_and_of_pictures_that_are_not_the_runs(copy):
+    with open(copy / "log.jsonl", "a") as log:
+        log.write('{"step": 4, "loss_d": 1e308, "loss_g": -1e308}\n')
+    last = runs.sampled(copy)[-1]
+    (copy / "samples" / "step-abc.png").write_bytes(b"no picture")
+    assert runs.sampled(copy)[-1] == last
+    minisagan("report", copy)
+    assert f"Step {last[0]:,}" in (copy / "report.html").read_text()
