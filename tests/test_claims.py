@@ -183,7 +183,7 @@ def test_a_value_between_two_measurements():
 
 def test_plans_are_fair():
     runs = ttur.plan("drawn-digits", full=False, quick=False)
-    assert len(runs) == 9 and {run["spectral_norm"] for run in runs} == {"both"}
+    assert len(runs) == 15 and {run["spectral_norm"] for run in runs} == {"both"}
     arms = {(run["d_steps"], run["lr_g"], run["lr_d"]) for run in runs}
     assert arms == {(1, 16e-4, 16e-4), (1, 8e-4, 32e-4), (5, 16e-4, 16e-4)}
     assert len(spectral_norm.plan("mnist", full=False, quick=False)) == 12

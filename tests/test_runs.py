@@ -118,6 +118,18 @@ def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     assert contents(tmp_path / "a") == contents(whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_before_the_run_is_open(number, tmp_path, monkeypatch):
+    def signalled(*_, **__):
+        os.kill(os.getpid(), number)  # as when a classifier is trained for --evaluate-every
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(runs, "Judge", signalled)
+    before = signal.getsignal(number)
+    minisagan("train", "--steps", 1, "--batch-size", 8, "--evaluate-every", 1, "--out", "a", code=128 + number)
+    assert signal.getsignal(number) is before and not (tmp_path / "a").exists()
+
+
 def test_killed_and_resumed(whole, tmp_path):
     with new(tmp_path / "a") as run:
         for _ in range(5):

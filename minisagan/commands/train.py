@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import signal
+import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -103,7 +104,7 @@ def command(
         folder = out or _free_folder(config.dataset)
         opened = runs.Run.create(folder, config, dataset, options, force, data_dir, **on)
 
-    with interrupts() as caught, hardware.memory(config.batch_size), opened as run:
+    with ended_by_sigterm(), hardware.memory(config.batch_size), opened as run, interrupts() as caught:
         _introduce(run, where)
         done, late = run.training.step, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
@@ -182,6 +183,20 @@ def _refuse_differences(run, given):
     if differences:
         raise UsageError(f"{run} can't go on with another {', '.join(differences)}: leave that out, or start a new run")
     return config
+
+
+@contextmanager
+def ended_by_sigterm():
+    """SIGTERM raises, as Ctrl-C does: until a run is open there is nothing to finish, but something to clean up."""
+
+    def end(number, frame):
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
