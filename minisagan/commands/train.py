@@ -104,7 +104,7 @@ def command(
         folder = out or _free_folder(config.dataset)
         opened = runs.Run.create(folder, config, dataset, options, force, data_dir, **on)
 
-    with ended_by_sigterm(), hardware.memory(config.batch_size), opened as run, interrupts() as caught:
+    with ended_at_once(), hardware.memory(config.batch_size), opened as run, interrupts() as caught:
         _introduce(run, where)
         done, late = run.training.step, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
@@ -186,17 +186,20 @@ def _refuse_differences(run, given):
 
 
 @contextmanager
-def ended_by_sigterm():
-    """SIGTERM raises, as Ctrl-C does: until a run is open there is nothing to finish, but something to clean up."""
+def ended_at_once():
+    """SIGINT and SIGTERM raise: until a run is open there is nothing to finish, but something to clean up."""
 
     def end(number, frame):
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
