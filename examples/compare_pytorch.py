@@ -15,8 +15,10 @@ fused Adam, no gradients where none are needed, real and fake images in one batc
 Architecture makes its process, too, keep freed memory instead of giving it back, which took about a tenth off
 its time.
 
-Memory is the process's peak resident size (ru_maxrss), beside that after its imports. This process imports
-neither NumPy nor PyTorch, because a child's peak starts at its parent's.
+minisagan runs as `minisagan train` would, with processes that share the batch, and draws its noise in its own time.
+
+Memory is the peak resident size (ru_maxrss; of several processes the sum), beside that after imports. This process
+imports neither NumPy nor PyTorch, because a child's peak starts at its parent's.
 """
 
 import importlib.util
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -161,7 +164,7 @@ def work(program, net, threads):
     from minisagan.models import Architecture, Discriminator, Generator
 
     if program == OURS:
-        from minisagan import device, optim, train
+        from minisagan import device, parity, train
 
         device.set_threads(threads)
     else:
@@ -177,31 +180,36 @@ def work(program, net, threads):
     init = nn.Init(0, arch.init)
     G, D = Generator(arch, init), Discriminator(arch, init)
     if program == OURS:
-        adam_d, adam_g = optim.Adam(D.parameters(), 4e-4), optim.Adam(G.parameters(), 2e-4)
-        ema = optim.EMA(adam_g.weights, adam_g.weights.copy())
-        convert, steps = np.asarray, train
+        config = train.Config(batch_size=batch, lr_g=2e-4, lr_d=4e-4, architecture=arch)
+        training = train.Training(config, parity.noise(config, 4 * batch), processes=None)
     else:
         memory_format = torch.contiguous_format if program == "nchw" else torch.channels_last
         G, D = pytorch_twin.twin(G, memory_format), pytorch_twin.twin(D, memory_format)
         adam_d, adam_g, ema = pytorch_twin.adam(D, 4e-4), pytorch_twin.adam(G, 2e-4), pytorch_twin.EMA(G)
-        convert, steps = partial(pytorch_twin.as_input, memory_format=memory_format), pytorch_twin
+        convert = partial(pytorch_twin.as_input, memory_format=memory_format)
         if program == "compiled":
             G.compile()
             D.compile()
 
     random = np.random.default_rng(0)
     images = random.uniform(-1, 1, (batch, arch.size, arch.size, arch.channels)).astype(np.float32)
+    forks = []
     for _ in sys.stdin:
         z = random.standard_normal((2, batch, arch.latent), dtype=np.float32)
         labels = random.integers(0, arch.classes, (3, batch))
-        inputs = [convert(a) for a in (images, labels[0], z[0], labels[1], z[1], labels[2])]
+        if program != OURS:
+            inputs = [convert(a) for a in (images, labels[0], z[0], labels[1], z[1], labels[2])]
         for turn in range(1 + STEPS):
             if turn == 1:  # the first one brought this program's data back into the caches, as in training
-                wall, cpu = time.perf_counter(), time.process_time()
-            steps.discriminator_step(G, D, adam_d, *inputs[:4])
-            steps.generator_step(G, D, adam_g, ema, *inputs[4:])
-        wall, cpu = (time.perf_counter() - wall) / STEPS, (time.process_time() - cpu) / STEPS
-        say({"ms": 1e3 * wall, "cpu_ms": 1e3 * cpu, "mib": peak_mib()})
+                wall, cpu = time.perf_counter(), cpu_seconds(forks)
+            if program == OURS:
+                training.advance()  # draws its own noise and fetches its own images, too
+                forks = training.group.forks if training.group else []
+                continue
+            pytorch_twin.discriminator_step(G, D, adam_d, *inputs[:4])
+            pytorch_twin.generator_step(G, D, adam_g, ema, *inputs[4:])
+        wall, cpu = (time.perf_counter() - wall) / STEPS, (cpu_seconds(forks) - cpu) / STEPS
+        say({"ms": 1e3 * wall, "cpu_ms": 1e3 * cpu, "mib": peak_mib(forks)})
 
 
 def agreement(arch, batch=8):
@@ -255,10 +263,19 @@ def agreement(arch, batch=8):
     return found
 
 
-def peak_mib():
-    """The largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+def cpu_seconds(forks):
+    """CPU time of this process and of these."""
+    ticks = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in forks]
+    return time.process_time() + sum(map(int, sum(ticks, []))) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mib(forks=()):
+    """The largest resident sizes so far of this process and of these, added up: what they share counts in each."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    for pid in forks:
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak += int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    return peak
 
 
 def say(answer):

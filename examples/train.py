@@ -23,7 +23,7 @@ def main(steps, batch_size, out):
     """Train on drawn digits and write what the generator draws."""
     dataset = data.load("drawn-digits")
     config = replace(recipe(dataset), steps=steps, batch_size=batch_size)
-    training = Training(config, dataset)
+    training = Training(config, dataset, processes=None)  # on all cores
     print(f"{len(dataset):,} digits; weights: G {training.adam_g.weights.size:,}, D {training.adam_d.weights.size:,}")
 
     print("step   loss D   loss G  D(real)  D(fake)")

@@ -1,4 +1,4 @@
-"""What computes: the threads, the chunks of images that they work on, and their scratch memory.
+"""What computes in a process: its threads, the chunks of images that they work on, and their scratch memory.
 
 NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in copies and
 elementwise work, too, not in matrix products alone. A large op is cut into chunks of images that stay in a core's
@@ -14,7 +14,7 @@ import threading
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minisagan import cuda
+from minisagan import cuda, ranks
 
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
 
@@ -83,6 +83,11 @@ def threads():
     return len(_team.starts) + 1
 
 
+def cores(processes):
+    """What `processes` that share a batch, or the threads of one, keep busy, in words."""
+    return f"processes: {processes}" if processes > 1 else f"threads: {threads()}"
+
+
 def blas():
     """The matrix library behind NumPy, its version and the processor that it chose its code for."""
     found = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
@@ -90,8 +95,11 @@ def blas():
 
 
 def parallel(body, count):
-    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another."""
-    helpers = min(len(_team.starts), count - 1)
+    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another.
+
+    Where processes share a batch, the other cores are theirs.
+    """
+    helpers = min(len(_team.starts), count - 1) if ranks.world() == 1 else 0
     todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
 
     def work():
@@ -112,32 +120,16 @@ def chunks(count, bytes_each, at_least=1):
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def per_thread(make):
-    """Memoise make(*key) in each thread apart: for plans that hold scratch memory and views of it."""
-    name = f"{make.__module__}.{make.__qualname__}"
+def scratch(dtype, size):
+    """A flat array of this size in this thread's one buffer, uninitialised: the next call overwrites it.
 
-    def made(*key):
-        plans = _local.__dict__.setdefault(name, {})
-        if key not in plans:
-            if len(plans) == 256:  # far more than a network's layers: shapes must be changing all the time
-                plans.clear()
-            plans[key] = make(*key)
-        return plans[key]
-
-    return made
-
-
-@per_thread
-def scratch(dtype, *sizes):
-    """Flat arrays of these sizes, cut from this thread's one buffer: uninitialised, the next user overwrites them."""
-    dtype = np.dtype(dtype)
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + -(-size * dtype.itemsize // 64) * 64)  # each on a cache line of its own
+    A buffer that stays in cache from op to op is worth 3 % of a step.
+    """
+    nbytes = size * np.dtype(dtype).itemsize
     arena = getattr(_local, "arena", None)
-    if arena is None or len(arena) < starts[-1]:
-        arena = _local.arena = np.empty(max(starts[-1], 2 * CHUNK_BYTES), np.uint8)
-    return [arena[at : at + size * dtype.itemsize].view(dtype) for at, size in zip(starts, sizes, strict=False)]
+    if arena is None or len(arena) < nbytes:
+        arena = _local.arena = np.empty(max(nbytes, 2 * CHUNK_BYTES), np.uint8)
+    return arena[:nbytes].view(dtype)
 
 
 def elementwise(op, *arrays):

@@ -10,7 +10,7 @@ running average of the generator's weights is not in the paper; it is what sampl
 
 import numpy as np
 
-from minisagan import cuda, device
+from minisagan import cuda, device, ranks
 
 kernels = cuda.Kernels(__file__)
 TENSORS = 128  # that one launch of gather takes
@@ -20,12 +20,18 @@ TABLE = np.dtype([("from", np.uint64, TENSORS), ("start", np.int32, TENSORS), ("
 def flatten(parameters):
     """Move these parameters (name -> Tensor) into a flat array and return it: each one's data becomes a view of it."""
     arrays = [p.data for p in parameters.values()]
-    flat = np.concatenate([a.reshape(-1) for a in arrays])
+    flat = _zeros(sum(a.size for a in arrays), arrays[0])
+    np.concatenate([a.reshape(-1) for a in arrays], out=flat)
     start = 0
     for p, a in zip(parameters.values(), arrays, strict=True):
         p.data = flat[start : start + a.size].reshape(a.shape)
         start += a.size
     return flat
+
+
+def _zeros(size, like):
+    """Zeros (size,) beside the array `like`; on a CPU in memory that all processes share that compute as one."""
+    return np.zeros(size, like.dtype, like=like) if cuda.on_gpu(like) else ranks.shared(size, like.dtype)
 
 
 class Adam:
@@ -37,7 +43,7 @@ class Adam:
     def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8):
         self.parameters = list(parameters.values())
         self.weights = flatten(parameters)
-        self.m, self.v, self.g = (np.zeros_like(self.weights) for _ in range(3))
+        self.m, self.v, self.g = (_zeros(len(self.weights), self.weights) for _ in range(3))
         self.t = np.zeros((), np.int64, like=self.weights)  # an array, which a checkpoint or a kernel can change
         self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
 
@@ -50,18 +56,20 @@ class Adam:
             rates = np.float64(self.lr), np.float64(self.beta1), np.float64(self.beta2), self.eps
             _launch("adam", self.weights, self.m, self.v, self.g, len(self.g), self.t, *rates)
             return
-        np.concatenate(gradients, out=self.g)
+        total = ranks.total(np.concatenate(gradients))
         scale = self.lr / (1 - self.beta1 ** int(self.t))
         correction = 1 / (1 - self.beta2 ** int(self.t))
-        cuts = device.chunks(len(self.g), 5 * self.g.itemsize)
+        cuts = ranks.share(device.chunks(len(total), 5 * total.itemsize, at_least=ranks.PARTS))
 
         def body(i):
             w, m, v, g = (a[cuts[i]] for a in (self.weights, self.m, self.v, self.g))
+            g[...] = total[cuts[i]]
             m += (1 - self.beta1) * (g - m)
             v += (1 - self.beta2) * (g * g - v)
             w -= scale * m / (np.sqrt(v * correction) + self.eps)
 
         device.parallel(body, len(cuts))
+        ranks.meet()  # each has updated its share of the weights
 
 
 class EMA:
@@ -72,7 +80,9 @@ class EMA:
         self.t = np.zeros((), np.int64, like=weights)
 
     def step(self):
-        """Move the average towards the weights as they are now."""
+        """Move the average towards the weights as they are now; of processes that share a batch, the first does it."""
+        if ranks.rank():
+            return
         if cuda.on_gpu(self.t):
             _launch("ema", self.average, self.weights, len(self.average), self.t, np.float64(self.decay))
         else:

@@ -9,11 +9,12 @@ average of G's weights, from which samples are drawn.
 
 import math
 import statistics
+import weakref
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 
-from minisagan import cuda, data, nn, ops, rng
+from minisagan import cuda, data, device, nn, ops, ranks, rng
 from minisagan.autograd import grad, no_tape
 from minisagan.data.download import progress
 from minisagan.errors import Diverged, UsageError
@@ -100,7 +101,7 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
 
     D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
     a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
-    networks. Returns (loss, mean D(real), mean D(fake)).
+    networks. Returns (loss, mean D(real), mean D(fake)), of these images' share if processes share the batch.
     """
     n = len(images)
     G.train()
@@ -111,7 +112,7 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
     scores = D(np.concatenate([images, fakes]), both)
     loss = ops.hinge_discriminator(scores)
     adam.step(grad(loss, adam.parameters))
-    return loss.data, scores.data[:n].mean(), scores.data[n:].mean()
+    return loss.data, *(_mean(half) for half in (scores.data[:n], scores.data[n:]))
 
 
 def generator_step(G, D, adam, ema, z, labels):
@@ -127,15 +128,22 @@ def generator_step(G, D, adam, ema, z, labels):
     return (loss.data,)
 
 
+def _mean(x):
+    """The mean of x (n,), or this process's share of it."""
+    return x.mean() if cuda.on_gpu(x) else ranks.batch_sum(x) / (len(x) * ranks.world())
+
+
 class Training:
     """The networks, optimisers and counters of one run on `dataset`; `advance` makes steps, of D and of G.
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
-    data; with `graph` a step of D and one of G, after a few that just run, are one launch each.
+    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU, `processes`
+    share each batch (None: as many as are sensible for device.threads() and this batch): not one bit of the result
+    depends on how many. The others begin when the first step is made, and of later changes they see those of `state`.
     """
 
-    def __init__(self, config, dataset, gpu=False, graph=True):
+    def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
         if len(dataset) < config.batch_size:
             raise UsageError(
                 f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
@@ -158,6 +166,9 @@ class Training:
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
         steps = self._step_d, self._step_g
         self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
+        if processes is None:
+            processes = 1 if gpu else ranks.sensible(device.threads(), config.batch_size)
+        self.processes, self.group = processes, None
 
     def advance(self, count=1):
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
@@ -165,6 +176,19 @@ class Training:
         They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Diverged,
         naming the first tensor with a NaN or an infinity, when a loss of any of the steps is not finite.
         """
+        history = cuda.to_host(self._steps(count) if self.processes == 1 else self._shared_steps(count))
+        self.step += count
+        bad = ~np.isfinite(history).all(1)
+        if bad.any():
+            first = next((name for name, x in self.state().items() if not np.isfinite(x).all()), "the losses alone")
+            raise Diverged(
+                f"step {self.step - count + 1 + bad.argmax()}: a loss is not finite; first tensor with a NaN or an "
+                f"infinity: {first}. Lower --lr-g and --lr-d, or keep spectral norm in both networks"
+            )
+        return dict(zip(LOSSES, history[-1].tolist(), strict=True))
+
+    def _steps(self, count):
+        """The losses and scores of `count` steps, (count, len(LOSSES)), which are made here."""
         c = self.config
         seen, batches = self.step * c.d_steps * c.batch_size, (count, c.d_steps, c.batch_size)
         order = data.batch_indices(seen, math.prod(batches), len(self.dataset), c.seed).reshape(batches)
@@ -175,24 +199,41 @@ class Training:
                 self.indices[...] = order[k, i]
                 self.step_d()
             self.step_g()
-            history[k] = self.losses
-        self.step += count
-        history = cuda.to_host(history)
-        bad = ~np.isfinite(history).all(1)
-        if bad.any():
-            first = next((name for name, x in self.state().items() if not np.isfinite(x).all()), "the losses alone")
-            raise Diverged(
-                f"step {self.step - count + 1 + bad.argmax()}: a loss is not finite; first tensor with a NaN or an "
-                f"infinity: {first}. Lower --lr-g and --lr-d, or keep spectral norm in both networks"
-            )
-        return dict(zip(LOSSES, history[-1].tolist(), strict=True))
+            history[k] = ranks.total(self.losses)
+        return history
+
+    def _shared_steps(self, count):
+        """The same, made by all processes together. What is not in shared memory is copied to the others first."""
+        small = self._small()
+        if not self.group or not self.group.peers:
+            largest = max(self.adam_g.weights.nbytes, self.adam_d.weights.nbytes)
+            self.given = [ranks.shared(x.size, x.dtype).reshape(x.shape) for x in small]
+            self.group = ranks.Group(self.processes, largest, self._follow)
+            weakref.finalize(self, self.group.close)
+        for given, x in zip(self.given, small, strict=True):
+            given[...] = x
+        self.group.call(count, self.step)
+        with self.group.joined():
+            return self._steps(count)
+
+    def _follow(self, count, step):
+        """What another process does of `_shared_steps`."""
+        for given, x in zip(self.given, self._small(), strict=True):
+            x[...] = given
+        self.step = step
+        self._steps(count)
+
+    def _small(self):
+        """The state that is no weight and no moment: u, running statistics, Adams' t. Few numbers, in many arrays."""
+        arrays = [buffer for net in (self.G, self.D) for buffer in net.buffers().values()]
+        return [*arrays, self.adam_g.t, self.adam_d.t]
 
     # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
 
     def _step_d(self):
         c, t = self.config, self.adam_d.t  # t counts D's steps: noise is drawn by it
         flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if c.flip else None
-        images, labels = data.batch(self.source, self.indices, flips)
+        images, labels = data.batch(self.source, ranks.share(self.indices), ranks.share(flips))
         z, fake_labels = self._noise(rng.Stream.Z_D, rng.Stream.LABELS_D, t)
         if fake_labels is None:
             labels = None
@@ -206,7 +247,8 @@ class Training:
     def _noise(self, z_stream, label_stream, step):
         c, arch = self.config, self.config.architecture
         z = rng.normal((c.batch_size, arch.latent), c.seed, z_stream, step)
-        return z, rng.labels(c.batch_size, arch.classes, c.seed, label_stream, step) if arch.classes else None
+        labels = rng.labels(c.batch_size, arch.classes, c.seed, label_stream, step) if arch.classes else None
+        return ranks.share(z), ranks.share(labels)
 
     def measures(self):
         """What else a log wants to know, name -> float; every ten steps it costs half a percent of the time.

@@ -16,7 +16,7 @@ from minisagan.train import Config, Training
 @click.option("--width", type=click.IntRange(8), default=16, help="Channels at full resolution.")
 @click.option("--size", type=int, default=32, help="Side of the images in pixels: 32, 64, 128, 256.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images in a batch.")
-@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
+@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
 @hardware.gpu_options
 def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32):
@@ -24,14 +24,15 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
 
     With the defaults the network is that of --dataset mnist. GFLOP/s count the matrix products alone, over the whole
     step's time; the machine's own rate is that of small products in cache, on as many threads. Of a GPU's steps, the
-    ops' shares can't be told: they are timed as they run in training, ten after one another.
+    ops' shares can't be told: they are timed as they run in training, ten after one another. Where processes share the
+    batch, the table is the first one's.
     """
     where = hardware.choose(where, tf32)
     device.set_threads(threads)
     arch = Architecture(size=size, channels=1 if size == 32 else 3, width=width, attention=size // 2)
     config = Config(batch_size=batch_size, architecture=arch)
     with hardware.memory(batch_size):
-        training = Training(config, parity.noise(config, batch_size), gpu=where != "cpu", graph=graph)
+        training = Training(config, parity.noise(config, batch_size), gpu=where != "cpu", graph=graph, processes=None)
         bench.times(training, 3)
         seconds = bench.times(training, steps)
     step = statistics.median(seconds)
@@ -42,14 +43,16 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
         "images_per_second": batch_size / step,
         "device": hardware.describe(where),
         "threads": device.threads(),
+        "processes": training.processes,
     }
     if where == "cpu":
         facts |= _shares(training, steps, step)
     if as_json:
         click.echo(json.dumps(facts))
         return
+    cores = device.cores(training.processes)
     click.echo(
-        f"{size}x{size}, width {width}, batch {batch_size}, {facts['device']}, {device.threads()} threads: "
+        f"{size}x{size}, width {width}, batch {batch_size}, {facts['device']}, {cores}: "
         f"{1e3 * step:.1f} ms a step (median of {steps}; fastest {1e3 * min(seconds):.1f}), "
         f"{batch_size / step:.0f} images/s"
     )
@@ -61,11 +64,12 @@ def _shares(training, steps, step):
     """What the products and each op have of a step of `step` seconds."""
     with bench.counted_products() as products:
         training.advance()
+    flop = sum(products) * training.processes  # each multiplies as much
     with bench.watched() as spent:
         watched = sum(bench.times(training, steps))
     return {
-        "gflop_per_step": sum(products) / 1e9,
-        "gflops": sum(products) / 1e9 / step,
+        "gflop_per_step": flop / 1e9,
+        "gflops": flop / 1e9 / step,
         "machine_gflops": bench.gemm_rate(),
         "watched_ms": 1e3 * watched / steps,
         "ops": {

@@ -17,7 +17,7 @@ ROW = "{:28}{:>12}{:>12}"
 @click.option("--count", type=click.IntRange(1), default=10_000, help="How many images to draw and measure.")
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the data set lies.")
-@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
+@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
 def command(run, count, seed, data_dir, threads, as_json):
     """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.

@@ -65,7 +65,7 @@ def setting(flag, **kwargs):
 @click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
-@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many threads compute.")
+@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
 @hardware.gpu_options
 def command(
     data_dir, out, minutes, sample_every, checkpoint_every, keep, evaluate_every, resume, force, replay, threads, where,
@@ -81,7 +81,7 @@ def command(
     A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops.
     """
     where = hardware.choose(where, tf32)
-    on = {"gpu": where != "cpu", "graph": graph}
+    on = {"gpu": where != "cpu", "graph": graph, "processes": None}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UsageError(f"--minutes must be above 0, not {minutes}")
     device.set_threads(threads)
@@ -228,7 +228,7 @@ def _introduce(run, where):
     click.echo(
         f"{run.folder}: {images.name}, {len(images):,} images of {size}x{size}, {classes or 'no'} classes; "
         f"{len(training.adam_g.weights):,} weights in G, {len(training.adam_d.weights):,} in D; "
-        f"{hardware.describe(where)}, threads: {device.threads()}",
+        f"{hardware.describe(where)}, {device.cores(training.processes)}",
         err=True,
     )
 

@@ -7,12 +7,13 @@
     y = a @ b     da = g b^T    db = a^T g
     y = sum a     da = g, repeated;  reshape and transpose put g back as a was
 
-An operand that was broadcast gets its cotangent summed over the axes it was repeated along.
+An operand that was broadcast gets its cotangent summed over the axes it was repeated along. Sums over the
+first axis are made as sums over a batch are (ranks.py): in an order that is the same for any number of processes.
 """
 
 import numpy as np
 
-from minisagan import cuda, device
+from minisagan import cuda, device, ranks
 from minisagan.autograd import Tensor
 
 
@@ -69,10 +70,15 @@ def matmul(a, b):
         raise ValueError(f"matmul takes matrices or stacks of them, not shapes {ad.shape} and {bd.shape}")
     product = cuda.matmul if cuda.on_gpu(ad) else np.matmul
 
+    def over_rows(a, g):
+        if a.ndim > 2 or cuda.on_gpu(a):
+            return product(a.swapaxes(-1, -2), g)
+        return ranks.halved(np.stack([x.T @ z for x, z in zip(ranks.parts(a), ranks.parts(g), strict=True)]))
+
     def vjp(g, needs):
         return (
             _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape) if needs[0] else None,
-            _summed_to(product(ad.swapaxes(-1, -2), g), bd.shape) if needs[1] else None,
+            _summed_to(over_rows(ad, g), bd.shape) if needs[1] else None,
         )
 
     return Tensor(product(ad, bd), (a, b), vjp)
@@ -126,7 +132,10 @@ def _summed_to(g, shape):
     """The transpose of broadcasting `shape` to g's shape: sum over the axes that were repeated."""
     if g.shape == shape:
         return g
-    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    if (extra := g.ndim - len(shape)) and not cuda.on_gpu(g):
+        g = ranks.batch_sum(g.sum(axis=tuple(range(1, extra))))
+    else:
+        g = g.sum(axis=tuple(range(extra)))
     return g.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1 != g.shape[i]), keepdims=True)
 
 

@@ -13,7 +13,7 @@ In evaluation mean and var are given constants, and dx = gain g / sqrt(var + eps
 
 import numpy as np
 
-from minisagan import cuda, device, kinks
+from minisagan import cuda, device, kinks, ranks
 from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
@@ -49,10 +49,12 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
             dx = gated * scale[:, None, None]
         else:
             # dx = scale g - b - a (x - mean), as one affine pass
-            b = (gd * dbias).sum(0) / (N * H * W) * rstd  # (C,)
-            a = (gd * dgain).sum(0) / (N * H * W) * rstd * rstd
+            both = np.stack([gd * dbias, gd * dgain], 1)  # (N, 2, C)
+            sums = ranks.everyone(np.stack([part.sum(0) for part in ranks.parts(both)]))  # (PARTS, 2, C)
+            b, a = sums.sum(0) / (N * ranks.world() * H * W) * rstd  # (C,) each
+            a *= rstd
             dx = _affine(gated, scale, mean * a - b, False, (xd, -a))
-        return dx, *((dgain, dbias) if gain.ndim == 2 else (dgain.sum(0), dbias.sum(0)))
+        return dx, *((dgain, dbias) if gain.ndim == 2 else (ranks.batch_sum(dgain), ranks.batch_sum(dbias)))
 
     return Tensor(y, (x, gain, bias), vjp), (mean, var)
 
@@ -68,26 +70,37 @@ def update_running(running, statistics, momentum):
 
 
 def batch_statistics(x):
-    """Mean and biased variance over images and positions, each (C,), in one pass over memory.
+    """Mean and biased variance over images and positions, each (C,): of the whole batch, if processes share it.
 
-    Each chunk's own mean and squared deviations while it is in cache, then joined (Chan, Golub and LeVeque 1979):
+    Each part's own mean and squared deviations, a few images at a time, then joined (Chan, Golub and LeVeque 1979):
     no difference of large numbers, as E[x^2] - E[x]^2 would be.
     """
     N, H, W, C = x.shape
-    cuts = device.chunks(N, 2 * x[0].nbytes)
-    counts = np.array([cut.stop - cut.start for cut in cuts], x.dtype)[:, None] * (H * W)  # (chunks, 1)
-    means, squares = np.empty((2, len(cuts), C), x.dtype)
+    batch = ranks.parts(x.reshape(N, H, W * C))
+    moments = np.zeros((len(batch), 3, C), x.dtype)  # of each part: how many values, their mean, squared deviations
 
-    def body(i):
-        rows = x[cuts[i]].reshape(-1, W * C)  # (n H, W C)
-        means[i] = _columns(np.ones(len(rows), x.dtype) @ rows, C) / counts[i]
-        centred = rows - np.tile(means[i], W)
-        squares[i] = _columns(np.einsum("rc,rc->c", centred, centred), C)
+    def body(k):
+        for cut in device.chunks(len(batch[k]), 2 * x[0].nbytes):
+            rows = batch[k][cut]  # (n, H, W C)
+            count = x.dtype.type(len(rows) * H * W)
+            mean = _columns((np.ones(H, x.dtype) @ rows).sum(0), C) / count
+            centred = rows - np.tile(mean, W)
+            _join(moments[k], count, mean, _columns(np.einsum("nrc,nrc->c", centred, centred), C))
 
-    device.parallel(body, len(cuts))
-    m = counts.sum()
-    mean = (counts * means).sum(0) / m
-    return mean, (squares + counts * (means - mean) ** 2).sum(0) / m
+    device.parallel(body, len(batch))
+    whole = np.zeros((3, C), x.dtype)
+    for part in ranks.everyone(moments):
+        _join(whole, *part)
+    return whole[1], whole[2] / whole[0]
+
+
+def _join(moments, count, mean, squares):
+    """Add values of this count, mean and sum of squared deviations to those that `moments` tells of, in place."""
+    if np.any(count):
+        total, far = moments[0] + count, mean - moments[1]
+        moments[2] += squares + far * far * (moments[0] * count / total)
+        moments[1] += far * (count / total)
+        moments[0] = total
 
 
 def _affine(x, scale, shift, relu, plus=None):

@@ -2,11 +2,13 @@
 
     L_D = mean relu(1 - D(real)) + mean relu(1 + D(fake))         dD(real) = -g [D < 1] / n   dD(fake) = g [D > -1] / n
     L_G = -mean D(fake)                                           dD(fake) = -g / n
+
+Where processes share a batch (ranks.py), n counts the whole batch, and each has its images' share of the loss.
 """
 
 import numpy as np
 
-from minisagan import cuda, kinks
+from minisagan import cuda, kinks, ranks
 from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
@@ -23,7 +25,9 @@ def hinge_discriminator(scores):
     margin = 1 - sign * scores.data
     on = kinks.chosen(lambda: margin > 0)
     on = margin > 0 if on is None else on
-    return Tensor((margin * on).sum() / scores.dtype.type(n), (scores,), lambda g, needs: (-g * sign * on / n,))
+    n *= ranks.world()  # of the whole batch
+    loss = ranks.batch_sum(margin * on) / scores.dtype.type(n)
+    return Tensor(loss, (scores,), lambda g, needs: (-g * sign * on / n,))
 
 
 def hinge_generator(scores):
@@ -33,7 +37,9 @@ def hinge_generator(scores):
     n = len(scores.data)
     if cuda.on_gpu(scores.data):
         return _generator_on_gpu(scores, n)
-    return Tensor(-scores.data.mean(), (scores,), lambda g, needs: (np.full(n, -g / n, scores.dtype),))
+    whole = n * ranks.world()
+    loss = -ranks.batch_sum(scores.data) / scores.dtype.type(whole)
+    return Tensor(loss, (scores,), lambda g, needs: (np.full(n, -g / whole, scores.dtype),))
 
 
 def _discriminator_on_gpu(scores, n):

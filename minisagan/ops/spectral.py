@@ -13,7 +13,7 @@ u and v count as constants in the backward pass, so dsigma/dW = u v^T and
 
 import numpy as np
 
-from minisagan import cuda, device
+from minisagan import cuda, device, ranks
 from minisagan.autograd import Tensor
 
 kernels = cuda.Kernels(__file__)
@@ -59,10 +59,12 @@ def _quotient(w, axis, y, sigma, u, v):
     """The Tensor of y = w / sigma, where sigma = u^T W v."""
 
     def vjp(g, needs):
+        g = ranks.total(g)  # here, since what follows rounds differently for a sum than for its parts
         left, right = (v, u) if axis == -1 else (u, v)
         dw = np.multiply.outer(left, right * -np.vdot(g, y)).reshape(y.shape)
         dw += g
         dw /= sigma
+        dw /= ranks.world()  # each rank's equal share of it: to halve is exact
         return (dw,)
 
     vjp.__qualname__ = spectral_norm.__qualname__  # bench tells ops apart by this
