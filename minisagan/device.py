@@ -2,8 +2,8 @@
 
 NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in copies and
 elementwise work, too, not in matrix products alone. A large op is cut into chunks of images that stay in a core's
-cache; where the cuts fall depends on shapes only, and partial sums are kept for each chunk and added in chunk order:
-results do not depend on how many threads run.
+cache. Results do not depend on how many threads run: what is summed over images is cut as shapes alone say (`cached`,
+and the parts of ranks.py), and the partial sums are added in order. A training step does better with processes.
 """
 
 import ctypes
@@ -94,12 +94,18 @@ def blas():
     return ", ".join(f"{b['internal_api']} {b['version']} ({b.get('architecture', '?')})" for b in found) or "unknown"
 
 
-def parallel(body, count):
-    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another.
+def alone():
+    """Whether loops run in one thread. Where processes share a batch, the other cores are theirs."""
+    return not _team.starts or ranks.world() > 1
 
-    Where processes share a batch, the other cores are theirs.
-    """
-    helpers = min(len(_team.starts), count - 1) if ranks.world() == 1 else 0
+
+def parallel(body, count):
+    """Call body(0) ... body(count - 1), spread over the threads. The calls must not depend on one another."""
+    if alone():
+        for i in range(count):
+            body(i)
+        return
+    helpers = min(len(_team.starts), count - 1)
     todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
 
     def work():
@@ -109,15 +115,22 @@ def parallel(body, count):
     _team.run(work, helpers)
 
 
-def chunks(count, bytes_each, at_least=1):
-    """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size.
-
-    There are `at_least` so many of them, if there are as many items; and up to four as soon as each has a quarter of
-    that size, which is what makes waking a thread worth it.
-    """
-    at_least = max(at_least, min(4, count * bytes_each * 4 // CHUNK_BYTES), 1)
-    step = max(1, min(-(-count // at_least), CHUNK_BYTES // max(1, bytes_each)))
+def cached(count, bytes_each):
+    """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size."""
+    step = max(1, CHUNK_BYTES // max(1, bytes_each))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def chunks(count, bytes_each, at_least=1):
+    """The same, for `parallel`; for work whose result does not depend on where the cuts are.
+
+    Several threads get `at_least` so many slices, if there are as many items; and up to four as soon as each has a
+    quarter of the cache's size, which is what makes waking a thread worth it.
+    """
+    if alone():
+        return cached(count, bytes_each)
+    at_least = max(at_least, min(4, count * bytes_each * 4 // CHUNK_BYTES), 1)
+    return cached(count, max(bytes_each, CHUNK_BYTES // -(-count // at_least) if count else 1))
 
 
 def scratch(dtype, size):

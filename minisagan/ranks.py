@@ -4,7 +4,7 @@ Threads wait for Python's lock between any two NumPy calls; processes don't, and
 threads for a training step. Rank r of `world` has the images r, r + world, ... of each batch, on a tape of its own:
 
     x_r = share(x)        every world-th image, for noise, labels and indices that all ranks know
-    everyone(parts)       what each rank has found of PARTS partial sums, for all: for batch norm's statistics
+    everyone(x)           what each rank has found of its images, for all: batch norm's statistics are the batch's
     total(x)              the sum of the ranks' arrays: the gradients of a step, once a step
 
 Part k of a sum over the batch is over the images k, k + PARTS, ...; `world` divides PARTS, so each part lies in one
@@ -60,7 +60,12 @@ def parts(x):
 
 def batch_sum(x):
     """This rank's share of the sum over the batch: the sum of x (N, ...) over its N images, (...)."""
-    return halved(np.stack([part.sum(0) for part in parts(x)]))
+    count = PARTS // world()
+    sums = np.zeros((count, *x.shape[1:]), x.dtype)
+    for start in range(0, len(x), count):  # not x.sum: NumPy's order of addition depends on the shape
+        images = x[start : start + count]
+        sums[: len(images)] += images
+    return halved(sums)
 
 
 def halved(sums):
@@ -70,11 +75,9 @@ def halved(sums):
     return sums[0]
 
 
-def everyone(sums):
-    """All ranks' partial sums, (PARTS / world, ...) each -> (PARTS, ...), in order of parts."""
-    if world() == 1:
-        return sums
-    return np.stack(_group.exchange(sums), 1).reshape(PARTS, *sums.shape[1:])  # part k + r of rank r's k-th
+def everyone(x):
+    """x (n, ...) of all ranks, numbers about their images -> (n * world, ...), in order of the images."""
+    return x if world() == 1 else np.stack(_group.exchange(x), 1).reshape(-1, *x.shape[1:])
 
 
 def total(x):

@@ -206,7 +206,9 @@ class Training:
         """The same, made by all processes together. What is not in shared memory is copied to the others first."""
         small = self._small()
         if not self.group or not self.group.peers:
-            largest = max(self.adam_g.weights.nbytes, self.adam_d.weights.nbytes)
+            # the gradients are what ranks exchange most of, or batch norm's two numbers for each image and channel
+            widest = self.config.architecture.generator_width(4) * self.config.batch_size * 8
+            largest = max(self.adam_g.weights.nbytes, self.adam_d.weights.nbytes, widest)
             self.given = [ranks.shared(x.size, x.dtype).reshape(x.shape) for x in small]
             self.group = ranks.Group(self.processes, largest, self._follow)
             weakref.finalize(self, self.group.close)

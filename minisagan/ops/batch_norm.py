@@ -50,8 +50,7 @@ def batch_norm(x, gain, bias, statistics=None, relu=False, eps=1e-5):
         else:
             # dx = scale g - b - a (x - mean), as one affine pass
             both = np.stack([gd * dbias, gd * dgain], 1)  # (N, 2, C)
-            sums = ranks.everyone(np.stack([part.sum(0) for part in ranks.parts(both)]))  # (PARTS, 2, C)
-            b, a = sums.sum(0) / (N * ranks.world() * H * W) * rstd  # (C,) each
+            b, a = ranks.everyone(both).sum(0) / (N * ranks.world() * H * W) * rstd  # (C,) each
             a *= rstd
             dx = _affine(gated, scale, mean * a - b, False, (xd, -a))
         return dx, *((dgain, dbias) if gain.ndim == 2 else (ranks.batch_sum(dgain), ranks.batch_sum(dbias)))
@@ -72,35 +71,24 @@ def update_running(running, statistics, momentum):
 def batch_statistics(x):
     """Mean and biased variance over images and positions, each (C,): of the whole batch, if processes share it.
 
-    Each part's own mean and squared deviations, a few images at a time, then joined (Chan, Golub and LeVeque 1979):
-    no difference of large numbers, as E[x^2] - E[x]^2 would be.
+    Each image's own mean and squared deviations while it is in cache; then var is the mean of the images' variances and
+    the variance of their means. No difference of large numbers, as E[x^2] - E[x]^2 would be.
     """
     N, H, W, C = x.shape
-    batch = ranks.parts(x.reshape(N, H, W * C))
-    moments = np.zeros((len(batch), 3, C), x.dtype)  # of each part: how many values, their mean, squared deviations
+    moments = np.empty((N, 2, C), x.dtype)  # of each image: mean, variance
+    cuts = device.chunks(N, 2 * x[0].nbytes)
 
-    def body(k):
-        for cut in device.chunks(len(batch[k]), 2 * x[0].nbytes):
-            rows = batch[k][cut]  # (n, H, W C)
-            count = x.dtype.type(len(rows) * H * W)
-            mean = _columns((np.ones(H, x.dtype) @ rows).sum(0), C) / count
-            centred = rows - np.tile(mean, W)
-            _join(moments[k], count, mean, _columns(np.einsum("nrc,nrc->c", centred, centred), C))
+    def body(i):
+        rows = x[cuts[i]].reshape(-1, H, W * C)
+        mean = _columns(np.ones(H, x.dtype) @ rows, C) / (H * W)  # (n, C)
+        centred = rows - np.tile(mean, W)[:, None]
+        moments[cuts[i], 0] = mean
+        moments[cuts[i], 1] = _columns(np.einsum("nrc,nrc->nc", centred, centred), C) / (H * W)
 
-    device.parallel(body, len(batch))
-    whole = np.zeros((3, C), x.dtype)
-    for part in ranks.everyone(moments):
-        _join(whole, *part)
-    return whole[1], whole[2] / whole[0]
-
-
-def _join(moments, count, mean, squares):
-    """Add values of this count, mean and sum of squared deviations to those that `moments` tells of, in place."""
-    if np.any(count):
-        total, far = moments[0] + count, mean - moments[1]
-        moments[2] += squares + far * far * (moments[0] * count / total)
-        moments[1] += far * (count / total)
-        moments[0] = total
+    device.parallel(body, len(cuts))
+    means, variances = ranks.everyone(moments).swapaxes(0, 1)  # (N of the whole batch, C) each
+    mean = means.mean(0)
+    return mean, variances.mean(0) + ((means - mean) ** 2).mean(0)
 
 
 def _affine(x, scale, shift, relu, plus=None):

@@ -176,7 +176,7 @@ def outer(x, g, kernel, stride, top, left, finish=lambda dw: dw):
     sums = np.zeros((len(batch), kh, kw * C, O), x.dtype)
 
     def body(k):
-        for cut in device.chunks(len(batch[k][0]), x.itemsize * size):
+        for cut in device.cached(len(batch[k][0]), x.itemsize * size):
             images, gs = (a[cut] for a in batch[k])
             n, gs = len(images), gs.reshape(-1, Ho * Wo, O)
             patches = device.scratch(x.dtype, n * size).reshape(stride, n, rows, Wo, kw, C)
