@@ -59,7 +59,8 @@ class Adam:
         total = ranks.total(np.concatenate(gradients))
         scale = self.lr / (1 - self.beta1 ** int(self.t))
         correction = 1 / (1 - self.beta2 ** int(self.t))
-        cuts = ranks.share(device.cached(len(total), max(5 * total.itemsize, device.CHUNK_BYTES * ranks.PARTS // len(total))))
+        least = device.CHUNK_BYTES // -(-len(total) // ranks.PARTS)  # bytes for each number, for PARTS slices or more
+        cuts = ranks.share(device.cached(len(total), max(5 * total.itemsize, least)))
 
         def body(i):
             w, m, v, g = (a[cuts[i]] for a in (self.weights, self.m, self.v, self.g))

@@ -30,7 +30,7 @@ import numpy as np
 from minisagan.errors import Fault
 
 PARTS = 8  # of which a sum over the batch is made; at most so many processes share a batch
-FEWEST = 8  # images for each process: with fewer a BLAS may round a row differently, and little time would be saved
+FEWEST = 4  # images for each process: a product of fewer rows goes another way through BLAS, and rounds differently
 PATIENCE = 2e-3  # s that a rank looks again and again before it sleeps: waking a sleeping core takes 50 us and more
 ENDED = "a process that shared the batch has ended: was it killed, or is the memory full?"
 

@@ -168,6 +168,8 @@ class Training:
         self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
         if processes is None:
             processes = 1 if gpu else ranks.sensible(device.threads(), config.batch_size)
+        if ranks.PARTS % processes or config.batch_size % processes:
+            raise ValueError(f"{processes} processes: must divide {ranks.PARTS} and the batch of {config.batch_size}")
         self.processes, self.group = processes, None
 
     def advance(self, count=1):

@@ -41,18 +41,25 @@ def bits(training):
         CONFIG,
         replace(CONFIG, d_steps=2, beta1=0.5, architecture=replace(CONFIG.architecture, classes=0)),
         replace(CONFIG, architecture=replace(CONFIG.architecture, spectral_norm="none", attention_form="paper")),
+        replace(CONFIG, batch_size=2 * ranks.FEWEST),
     ],
-    ids=["conditional", "unconditional", "without spectral norm"],
+    ids=["conditional", "unconditional", "without spectral norm", "the fewest images"],
 )
 def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
     alone = opened(1, config)
     losses = [alone.advance(), alone.advance(2)]
-    for processes in (2, 4, 8):
+    for processes in (2, 4, 8) if config.batch_size > 8 else (2,):
         together = opened(processes, config)
         assert [together.advance(), together.advance(2)] == losses
         assert bits(together) == bits(alone)
         assert together.measures() == alone.measures()
         assert np.array_equal(together.adam_g.g, alone.adam_g.g) and np.abs(alone.adam_g.g).max() > 0
+
+
+def test_processes_that_cannot_have_equal_shares_are_refused():
+    for processes, batch in ((3, 64), (16, 64), (2, 9)):
+        with pytest.raises(ValueError, match=f"{processes} processes: must divide 8 and the batch of {batch}"):
+            Training(replace(CONFIG, batch_size=batch), DATA, processes=processes)
 
 
 @forks
@@ -84,7 +91,7 @@ def test_parts_of_a_batch_are_a_ranks_own_and_add_up_in_one_order(monkeypatch):
 def test_how_many_processes_are_sensible(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     wanted = {(1, 64): 1, (2, 64): 2, (3, 64): 2, (7, 64): 4, (99, 64): 8}
-    wanted |= {(8, 63): 1, (8, 34): 2, (8, 16): 2, (4, 8): 1}
+    wanted |= {(8, 63): 1, (8, 34): 2, (8, 16): 4, (4, 8): 2, (2, 6): 1}
     assert {key: ranks.sensible(*key) for key in wanted} == wanted
     monkeypatch.setattr(sys, "platform", "darwin")
     assert ranks.sensible(8, 64) == 1
