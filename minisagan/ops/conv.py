@@ -262,9 +262,12 @@ def _products(x, stride, y, sets, bias):
             _expand(images, A.swapaxes(1, 2), 1, top, stride, left)
             image, column, row, _, channel = A.strides
             for down, right, w, part in products:
-                shape = len(images), *part.shape[1:3], len(w)
-                looks_at = as_strided(A[:, right:, down:], shape, (image, stride * row, column, channel))
-                np.matmul(looks_at, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
+                windows = as_strided(
+                    A[:, right:, down:],
+                    (len(images), *part.shape[1:3], len(w)),
+                    (image, stride * row, column, channel),
+                )
+                np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
         if bias is not None:
             long = y[cuts[i]].reshape(-1, len(bias))
             long += bias
