@@ -75,6 +75,11 @@ def halved(sums):
     return sums[0]
 
 
+def batch_product(a, g):
+    """This rank's share of a^T g, a sum over the batch: (N, M), (N, O) -> (M, O)."""
+    return halved(np.stack([x.T @ z for x, z in zip(parts(a), parts(g), strict=True)]))
+
+
 def everyone(x):
     """x (n, ...) of all ranks, numbers about their images -> (n * world, ...), in order of the images."""
     return x if world() == 1 else np.stack(_group.exchange(x), 1).reshape(-1, *x.shape[1:])
