@@ -177,12 +177,12 @@ def work(program, net, threads):
         return say(agreement(arch))
     say({"mib": peak_mib()})
 
-    init = nn.Init(0, arch.init)
-    G, D = Generator(arch, init), Discriminator(arch, init)
     if program == OURS:
         config = train.Config(batch_size=batch, lr_g=2e-4, lr_d=4e-4, architecture=arch)
         training = train.Training(config, parity.noise(config, 4 * batch), processes=None)
     else:
+        init = nn.Init(0, arch.init)
+        G, D = Generator(arch, init), Discriminator(arch, init)
         memory_format = torch.contiguous_format if program == "nchw" else torch.channels_last
         G, D = pytorch_twin.twin(G, memory_format), pytorch_twin.twin(D, memory_format)
         adam_d, adam_g, ema = pytorch_twin.adam(D, 4e-4), pytorch_twin.adam(G, 2e-4), pytorch_twin.EMA(G)
