@@ -17,8 +17,6 @@ from itertools import count
 
 import numpy as np
 
-from minisagan.device import elementwise
-
 _births = count()
 _recording = True
 _WALKED = object()  # in place of the vjp of a node that a grad() has passed
@@ -28,14 +26,15 @@ class Tensor:
     """An array on the tape: `data`, the `parents` it was computed from, and the `vjp` that leads back to them.
 
     A leaf (a weight, an input) has no parents. `vjp(g, needs)` takes the cotangent of this tensor and one bool for
-    each parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed).
+    each parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed). `op` is
+    the name of what computed it, for those who count and time.
     """
 
-    __slots__ = ("data", "parents", "vjp", "birth", "__weakref__")  # the last one lets tests watch tensors die
+    __slots__ = ("data", "parents", "vjp", "op", "birth", "__weakref__")  # the last one lets tests watch tensors die
     __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__, not NumPy
 
-    def __init__(self, data, parents=(), vjp=None):
-        self.data = data
+    def __init__(self, data, parents=(), vjp=None, op=""):
+        self.data, self.op = data, op
         self.parents, self.vjp = (parents, vjp) if _recording else ((), None)
         self.birth = next(_births)  # parents are always older than their children
 
@@ -68,15 +67,17 @@ def grad(loss, wanted, cotangent=None):
 
     `cotangent` (of loss's shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a
     way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
-    as it passes, and a tape that was walked once can not be walked again (RuntimeError).
+    as it passes, and a tape that was walked once can not be walked again (RuntimeError). A walk ends at what is wanted,
+    so a second one can go on from there: `loss` may be a list of tensors, and `cotangent` one of arrays.
     """
-    if cotangent is not None and cotangent.shape != loss.shape:
+    if cotangent is not None and not isinstance(loss, list) and cotangent.shape != loss.shape:
         raise ValueError(f"the cotangent of a tensor of shape {loss.shape} can't have shape {cotangent.shape}")
     if cotangent is None:
         if loss.data.size != 1:
             raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent: it is no scalar")
         cotangent = np.ones_like(loss.data)
-    nodes = sorted(_ancestors(loss), key=lambda node: node.birth)
+    starts = list(zip(loss, cotangent, strict=True)) if isinstance(loss, list) else [(loss, cotangent)]
+    nodes = sorted(_ancestors([tensor for tensor, _ in starts]), key=lambda node: node.birth)
     asked = {id(tensor) for tensor in wanted}
     leads = set(asked)  # the nodes that lead to something wanted, found oldest first
     for node in nodes:
@@ -85,7 +86,7 @@ def grad(loss, wanted, cotangent=None):
         if any(id(parent) in leads for parent in node.parents):
             leads.add(id(node))
 
-    held, found = {id(loss): cotangent}, {}
+    held, found = {id(tensor): g for tensor, g in starts}, {}
     while nodes:  # popped, so that a node's arrays are freed as soon as its turn is over
         node = nodes.pop()
         g = held.pop(id(node), None)
@@ -99,14 +100,24 @@ def grad(loss, wanted, cotangent=None):
         for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
             if need:
                 before = held.get(id(parent))
-                held[id(parent)] = dparent if before is None else elementwise(np.add, before, dparent)
+                held[id(parent)] = dparent if before is None else before + dparent
         node.parents, node.vjp = (), _WALKED
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 
 
-def _ancestors(loss):
-    """Every node that `loss` was computed from, itself included, collected without recursion."""
-    seen, stack = {id(loss): loss}, [loss]
+def joint(arrays, parents, vjp, op=""):
+    """A list of Tensors, of arrays that one op computed together: their way back is one, too.
+
+    `vjp(gs, needs)` takes pairs (number of the array, its cotangent), of those arrays that had a part in the loss. Here
+    the cotangent of all is a tuple of such pairs: two are added as tuples are, and that joins them.
+    """
+    together = Tensor(arrays, parents, vjp, op)
+    return [Tensor(x, (together,), lambda g, needs, i=i: (((i, g),),)) for i, x in enumerate(arrays)]
+
+
+def _ancestors(tensors):
+    """Every node that these were computed from, themselves included, collected without recursion."""
+    seen, stack = {id(tensor): tensor for tensor in tensors}, list(tensors)
     while stack:
         for parent in stack.pop().parents:
             if id(parent) not in seen:

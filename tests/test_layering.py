@@ -12,7 +12,8 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "ranks", "kinks", "cuda", "device", "autograd", "rng", "ops.*", "ops"),
+    *("errors", "ranks", "kinks", "cuda", "device", "batch", "primitives", "autograd", "rng"),
+    *("ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("optim", "data.download", "data.*", "data"),
     *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),

@@ -1,0 +1,37 @@
+"""What crosses from image to image: all that an op may ask about the batch.
+
+    dw = batch.sum(lambda x, g: x.T @ g, x, g)       # a sum over images, in an order that never changes
+    moments = batch.whole(moments)                   # numbers about all images of the batch, for batch norm
+
+Everything else in an op is about the images that it is given. They may be this process's share of a batch that several
+processes work on (ranks.py). Whoever writes an op need not know.
+"""
+
+from minisagan import cuda, device, ranks
+
+
+def sum(f, *arrays):
+    """f(*arrays), where f sums over images: arrays (N, ...), an image in each row of their first axis -> f's shape.
+
+    f is called for each eighth of the whole batch (images k, k + 8, ...; it may be empty), on all threads, and the
+    eighths are added in halves: k to k + 4, and so on. So not one bit depends on how many threads or processes work.
+    On a GPU f is called once: its kernels keep an order of their own.
+    """
+    if cuda.on_gpu(arrays[0]):
+        return f(*arrays)
+    count = ranks.PARTS // ranks.world()
+    parts = [None] * count
+
+    def body(k):
+        parts[k] = f(*(a[k::count] for a in arrays))
+
+    device.parallel(body, count)
+    while len(parts) > 1:
+        half = len(parts) // 2
+        parts = [a + b for a, b in zip(parts[:half], parts[half:], strict=True)]
+    return parts[0]
+
+
+def whole(x):
+    """x (n, ...), numbers about the images at hand -> (N, ...), those of all images of the batch, in their order."""
+    return ranks.everyone(x)
