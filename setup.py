@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["minisagan", "minisagan.*"]),
-    package_data={"": ["*.cu"], "minisagan": ["classifiers/*.safetensors"]},
+    package_data={"": ["*.cu"], "minisagan.judge": ["classifiers/*.safetensors"]},
     install_requires=[
         "numpy>=2.0",  # its rules of type promotion
         "imageio>=2.31",

@@ -11,11 +11,13 @@ import argparse
 
 import numpy as np
 
-from minisagan import attention_maps, data, runs
+from minisagan import data
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import choices
 from minisagan.errors import Fault
+from minisagan.look import attention_maps
 from minisagan.models import Architecture, Generator, attended
+from minisagan.run import folder as runs
 from minisagan.train import latents
 
 SHADES = " .:-=+*#%@"

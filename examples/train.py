@@ -11,7 +11,8 @@ from dataclasses import replace
 import click
 import numpy as np
 
-from minisagan import data, pictures, rng
+from minisagan import data, rng
+from minisagan.look import pictures
 from minisagan.train import Training, generate, recipe
 
 

@@ -17,7 +17,10 @@ from minisagan.commands import cli
 ROOT = Path(__file__).parent.parent
 SMALL = ("--batch-size", "8", "--width", "8", "--threads", "1")
 FEW = {"train": (64, 0), "test": (32, 1)}
-PROGRAM = f"import time; from minisagan import data, runs; data.DRAWN = {FEW}; from minisagan.commands import cli; "
+PROGRAM = (
+    f"import time; from minisagan import data; from minisagan.run import loop; data.DRAWN = {FEW}; "
+    "from minisagan.commands import cli; "
+)
 
 
 def minisagan(*args, code=0):

@@ -12,11 +12,13 @@ import pytest
 from command_line import SMALL, minisagan, refused
 from PIL import Image
 
-from minisagan import attention_maps as maps
-from minisagan import data, nn, ops, pictures, rng, runs
+from minisagan import data, nn, ops, rng
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import attention as commands
+from minisagan.look import attention_maps as maps
+from minisagan.look import pictures
 from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.run import folder as runs
 from minisagan.train import Config, Training, draw
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from checkpoints import check_equal, state
 
-from minisagan import checkpoint
 from minisagan.errors import DataError, Diverged, UsageError
+from minisagan.run import checkpoint
 
 DTYPES = ["float64", "float32", "float16", "int64", "int32", "uint64", "uint32", "uint8"]
 

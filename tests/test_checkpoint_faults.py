@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from checkpoints import check_equal, state
 
-from minisagan import checkpoint
 from minisagan.errors import DataError, Fault
+from minisagan.run import checkpoint
 
 # A save that fails or is killed
 
@@ -119,7 +119,7 @@ def test_the_file_is_on_the_disk_before_it_gets_its_name_and_the_name_is_synced_
 SAVE_FOR_EVER = """
 import sys
 import numpy as np
-from minisagan import checkpoint
+from minisagan.run import checkpoint
 n = 0
 while True:
     n += 1

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import minisagan
-from minisagan import classifier, data, nn
+from minisagan import data, nn
 from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import Diverged
+from minisagan.judge import classifier
 
 CLAIMS = Path(__file__).parents[1] / "examples" / "claims"
 sys.path.insert(0, str(CLAIMS))
@@ -244,7 +245,7 @@ def run(tmp_path):
         assert done.returncode == 0 and not done.stderr, done.stderr
         out = tmp_path / "out" / name
         assert out.with_suffix(".txt").read_text(encoding="utf-8") in done.stdout
-        assert (np.ptp(minisagan.pictures.read_png(out.with_suffix(".png")), axis=(0, 1)) > 200).all()
+        assert (np.ptp(minisagan.look.pictures.read_png(out.with_suffix(".png")), axis=(0, 1)) > 200).all()
         rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
         return done.stdout, rows
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisagan import checkpoint, classifier, data, device
+from minisagan import data, device
 from minisagan.autograd import no_tape
-from minisagan.classifier import FEATURES, Classifier
 from minisagan.data import idx
 from minisagan.errors import DataError, UsageError
+from minisagan.judge import classifier
+from minisagan.judge.classifier import FEATURES, Classifier
+from minisagan.run import checkpoint
 
 
 def stripes(count=60, size=28, channels=1):

@@ -19,10 +19,11 @@ import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused, start
 
-from minisagan import runs
 from minisagan.commands import COMMANDS, cli, progress
 from minisagan.commands.progress import Progress, duration
 from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.run import folder as runs
+from minisagan.run import loop
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 pytestmark = pytest.mark.usefixtures("apart")
@@ -234,7 +235,7 @@ def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_quits_at_once(first, tmp_path):
-    slow = "runs.Training.advance = lambda *_: time.sleep(600); "
+    slow = "loop.Training.advance = lambda *_: time.sleep(600); "
     with start("train", *SMALL, "--steps", 3, "--out", tmp_path / "x", extra=slow) as child:
         assert b"64 images" in child.stderr.readline()
         child.send_signal(first)
@@ -285,7 +286,7 @@ def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch):
 def test_progress_reckons_with_steps_and_minutes(run, monkeypatch):
     record = {"step": 5, "loss_d": 1, "loss_g": -1, "d_real": 0.5, "d_fake": -0.5}
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with runs.Run.resume(run, steps=13) as resumed:
+    with loop.Run.resume(run, steps=13) as resumed:
         line = Progress(resumed).line(record, elapsed=10)  # steps 4 and 5, of 8 images, 5 s each
         assert line == "step 5/13  40 s left  2 images/s  loss D 1.000 G -1.000  D(real) +0.50 D(fake) -0.50"
         assert "  20 s left  " in Progress(resumed, seconds=30).line(record, elapsed=10)

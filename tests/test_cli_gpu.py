@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused
 
-from minisagan import bench, checkpoint, cuda, parity, runs, train
+from minisagan import bench, cuda, parity, train
 from minisagan.commands import hardware
 from minisagan.models import Architecture
+from minisagan.run import checkpoint, loop
+from minisagan.run import folder as runs
 from minisagan.train import Config, Training
 
 apart = command_line.apart  # a fixture
@@ -102,13 +104,13 @@ def few(monkeypatch):
     def generate(generator, z, labels):
         return np.resize(draw(generator, z[:2], labels[:2]), (len(z), 32, 32, 1))
 
-    monkeypatch.setattr(runs, "generate", generate)
+    monkeypatch.setattr(loop, "generate", generate)
     monkeypatch.setattr(train, "STANDING_BATCHES", 2)
 
 
 @one_gpu
 def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, few, monkeypatch):
-    monkeypatch.setattr(runs, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
     monkeypatch.setattr(cuda, "WARM_UP", 1)
     counts, advance = [], Training.advance
     monkeypatch.setattr(Training, "advance", lambda self, n=1: (counts.append(n), advance(self, n))[1])

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from command_line import SMALL, minisagan, refused
 
-from minisagan import checkpoint, selfcheck
+from minisagan import selfcheck
 from minisagan.autograd import Tensor
 from minisagan.commands import cli, hardware
 from minisagan.models import Architecture, Generator
+from minisagan.run import checkpoint
 from minisagan.selfcheck.table import Case
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from command_line import SMALL, minisagan, refused
 
-from minisagan import checkpoint, classifier, data, metrics, runs
-from minisagan.evaluation import Judge
+from minisagan import data
+from minisagan.judge import classifier, metrics
+from minisagan.judge.evaluation import Judge
+from minisagan.run import checkpoint, loop
+from minisagan.run import folder as runs
 from minisagan.train import draw
 
 apart = command_line.apart  # a fixture
@@ -32,7 +35,7 @@ def patched(patch):
     patch.setattr(data, "DRAWN", ENOUGH)
     patch.setattr(classifier, "STEPS", 60)
     patch.setattr(classifier, "BATCH", 50)
-    patch.setattr(runs, "EVALUATED", 150)
+    patch.setattr(loop, "EVALUATED", 150)
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +215,9 @@ def test_training_logs_measurements_and_keeps_the_best(trained):
 
 
 def test_what_is_better_is_saved_and_kept(tmp_path, monkeypatch):
-    distances, saved, save = [5, 9, 3, 7, 8, 6], [], runs.Run.save
-    monkeypatch.setattr(runs.Run, "evaluate", lambda self: {"frechet": distances[self.training.step - 1]})
-    monkeypatch.setattr(runs.Run, "save", lambda self: (saved.append(self.training.step), save(self)))
+    distances, saved, save = [5, 9, 3, 7, 8, 6], [], loop.Run.save
+    monkeypatch.setattr(loop.Run, "evaluate", lambda self: {"frechet": distances[self.training.step - 1]})
+    monkeypatch.setattr(loop.Run, "save", lambda self: (saved.append(self.training.step), save(self)))
     given = "--steps", 6, "--evaluate-every", 1, "--checkpoint-every", 4, "--keep", 1
     minisagan("train", *SMALL, *given, "--out", "run")
     assert saved == [0, 1, 3, 4, 6]

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisagan import checkpoint, cuda, data, parity, rng
+from minisagan import cuda, data, parity, rng
 from minisagan.autograd import Tensor
 from minisagan.errors import Diverged
 from minisagan.models import Architecture
 from minisagan.optim import EMA, TENSORS, Adam, flatten
+from minisagan.run import checkpoint
 from minisagan.train import Config, Training, generate
 
 

@@ -8,10 +8,12 @@ import pytest
 from command_line import minisagan, refused
 from PIL import Image
 
-from minisagan import data, pictures, rng, runs
-from minisagan.interpolation import blend_classes, lerp, slerp, way
+from minisagan import data, rng
+from minisagan.look import pictures
+from minisagan.look.interpolation import blend_classes, lerp, slerp, way
 from minisagan.models import Architecture, Generator
 from minisagan.nn import BatchNorm
+from minisagan.run import folder as runs
 from minisagan.train import generate
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures

@@ -16,8 +16,9 @@ ORDER = [
     *("ops.*", "ops"),
     *("gradcheck", "nn", "models", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("optim", "data.download", "data.*", "data"),
-    *("checkpoint", "classifier", "lockfile", "metrics", "pictures", "attention_maps", "interpolation"),
-    *("train", "evaluation", "runs", "report", "bench", "parity"),
+    *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
+    *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
+    *("train", "run.folder", "run.loop", "look.report", "bench", "parity"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 
@@ -27,8 +28,8 @@ OTHERS = {
     "threadpoolctl": ["device"],
     "cupy": ["cuda"],
     "cuda": ["cuda"],
-    "PIL": ["data.folder", "pictures"],
-    "imageio": ["pictures"],
+    "PIL": ["data.folder", "look.pictures", "look.plot"],
+    "imageio": ["look.pictures"],
     "click": ["commands", "commands.*"],
 }
 
@@ -95,9 +96,9 @@ def test_imports_run_one_way(module):
         ("ops.conv", "def f():\n    from minisagan import nn, device", ["nn"]),
         ("ops.conv", "from minisagan import ops", ["ops"]),
         ("ops", "from minisagan.ops.conv import conv", []),
-        ("errors", "import minisagan.runs", ["runs"]),
+        ("errors", "import minisagan.run.loop", ["run.loop"]),
         ("errors", "from minisagan import __version__", []),
-        ("commands.train", "import minisagan.commands.sample as s, minisagan.runs", ["commands.sample"]),
+        ("commands.train", "import minisagan.commands.sample as s, minisagan.run.loop", ["commands.sample"]),
         ("data.idx", "from minisagan.data import download, Dataset", ["data"]),
     ],
 )

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from minisagan import lockfile
 from minisagan.errors import Fault
-from minisagan.lockfile import locked
+from minisagan.run import lockfile
+from minisagan.run.lockfile import locked
 
 pytest.importorskip("fcntl")
 
 HOLD = """
 import sys
-from minisagan.lockfile import locked
+from minisagan.run.lockfile import locked
 with locked(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()

@@ -6,8 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minisagan import device, metrics
+from minisagan import device
 from minisagan.errors import UsageError
+from minisagan.judge import metrics
 
 
 def with_moments(mean, covariance):

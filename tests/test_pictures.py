@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisagan import pictures
 from minisagan.data.drawn import draw
 from minisagan.errors import DataError, Fault, UsageError
-from minisagan.pictures import Panel, colormap, curves, grid, overlay, plot, read_png, write_gif, write_png
+from minisagan.look import pictures
+from minisagan.look.pictures import colormap, grid, overlay, read_png, write_gif, write_png
+from minisagan.look.plot import Axis, Panel, curves, plot, running_mean
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -321,7 +322,7 @@ def test_values_stand_where_the_axis_says():
     ([np.nan, 2.5, np.nan, 3.5], ["2.6", "2.8", "3", "3.2", "3.4"]),
 ])  # fmt: skip
 def test_ticks_are_round_and_their_labels_true(values, labels):
-    axis = pictures.Axis([np.array(values, float)], 10 if values == [0.5, 0.5] else 5, 0)
+    axis = Axis([np.array(values, float)], 10 if values == [0.5, 0.5] else 5, 0)
     assert axis.labels == labels
     np.testing.assert_allclose([float(label.replace(",", "")) for label in labels], axis.ticks, rtol=1e-12)
     assert axis.low < axis.high
@@ -392,8 +393,8 @@ def test_a_dense_series_is_pale_under_its_running_mean():
 def test_the_running_mean_is_the_mean_of_what_is_in_the_window():
     ys = np.random.default_rng(0).standard_normal(23)
     wanted = [ys[max(0, k - 3):k + 4].mean() for k in range(23)]
-    np.testing.assert_allclose(pictures.running_mean(ys, 7), wanted, atol=1e-14)
-    np.testing.assert_allclose(pictures.running_mean(ys[:2], 7), [ys[:2].mean()] * 2, atol=1e-14)
+    np.testing.assert_allclose(running_mean(ys, 7), wanted, atol=1e-14)
+    np.testing.assert_allclose(running_mean(ys[:2], 7), [ys[:2].mean()] * 2, atol=1e-14)
 
 
 def test_panels_stand_in_rows_and_share_the_range_of_their_xlabel():

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from command_line import SMALL, minisagan, refused
 
-from minisagan import attention_maps, report, rng, runs
+from minisagan import rng
 from minisagan.commands import attention as commands
+from minisagan.look import attention_maps, report
+from minisagan.run import folder as runs
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 pytestmark = pytest.mark.usefixtures("apart")

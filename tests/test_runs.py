@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from command_line import ROOT, minisagan
 
-from minisagan import checkpoint, data, device, runs
+from minisagan import data, device
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 from minisagan.models import Architecture
+from minisagan.run import checkpoint, loop
+from minisagan.run import folder as runs
 from minisagan.train import Config, Training
 
 CONFIG = Config(steps=6, batch_size=8, d_steps=2, flip=True, architecture=Architecture(width=8))
@@ -28,7 +30,7 @@ def small(tmp_path, monkeypatch):
     """A folder for each test, few digits to draw, a log of every step."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "DRAWN", {"train": (30, 0)})  # 16 images a step: an epoch ends in the middle of one
-    monkeypatch.setattr(runs, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     threads = device.threads()
     yield
     device.set_threads(threads)
@@ -44,7 +46,7 @@ def train(opened, stop=None):
 
 
 def new(folder, config=CONFIG, **kwargs):
-    return runs.Run.create(folder, config, data.load("drawn-digits"), OPTIONS, **kwargs)
+    return loop.Run.create(folder, config, data.load("drawn-digits"), OPTIONS, **kwargs)
 
 
 def contents(folder):
@@ -63,7 +65,7 @@ def whole(tmp_path_factory):
     """A run of 6 steps without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "DRAWN", {"train": (30, 0)})
-        patch.setattr(runs, "LOG_EVERY", 1)
+        patch.setattr(loop, "LOG_EVERY", 1)
         return train(new(tmp_path_factory.mktemp("whole") / "run"))
 
 
@@ -91,7 +93,7 @@ def test_a_run_leaves_what_its_description_says(whole):
 
 def test_resumed_with_more_steps(whole, tmp_path):
     train(new(tmp_path / "a", replace(CONFIG, steps=3)))
-    train(runs.Run.resume(tmp_path / "a", steps=6, options=OPTIONS))
+    train(loop.Run.resume(tmp_path / "a", steps=6, options=OPTIONS))
     assert contents(tmp_path / "a") == contents(whole)
     assert json.loads((tmp_path / "a" / "config.json").read_text())["config"] == CONFIG.to_dict()
     for k in (0, 2, 4, 6):
@@ -124,7 +126,7 @@ def test_stopped_by_a_signal_before_the_run_is_open(number, tmp_path, monkeypatc
         os.kill(os.getpid(), number)  # as when a classifier is trained for --evaluate-every
         pytest.fail("it went on")
 
-    monkeypatch.setattr(runs, "Judge", signalled)
+    monkeypatch.setattr(loop, "Judge", signalled)
     before = signal.getsignal(number)
     minisagan("train", "--steps", 1, "--batch-size", 8, "--evaluate-every", 1, "--out", "a", code=128 + number)
     assert signal.getsignal(number) is before and not (tmp_path / "a").exists()
@@ -140,7 +142,7 @@ def test_killed_and_resumed(whole, tmp_path):
     (tmp_path / "a" / "checkpoints" / "step-00000006.safetensors.tmp").write_bytes(b"half")
     (tmp_path / "a" / "samples" / "step-00000005.png.tmp").write_bytes(b"half")
     assert [record["step"] for record in runs.read_log(tmp_path / "a")] == [1, 2, 3, 4, 5]
-    train(runs.Run.resume(tmp_path / "a", options=OPTIONS))
+    train(loop.Run.resume(tmp_path / "a", options=OPTIONS))
     assert contents(tmp_path / "a") == contents(whole) and files(tmp_path / "a") == files(whole)
 
 
@@ -148,26 +150,26 @@ def test_gone_back_to_an_older_checkpoint(whole, tmp_path):
     train(new(tmp_path / "a", replace(CONFIG, seed=1)))
     known = contents(tmp_path / "a")
     older = tmp_path / "a" / "checkpoints" / "step-00000002.safetensors"
-    with runs.Run.resume(older, options=OPTIONS) as run:
+    with loop.Run.resume(older, options=OPTIONS) as run:
         assert run.training.step == 2 and len(runs.read_log(tmp_path / "a")) == 2
         assert [path.name for path in older.parent.iterdir()] == [older.name]
         assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir())[-1] == "step-00000002.png"
     assert known != contents(whole)
-    assert contents(train(runs.Run.resume(tmp_path / "a", options=OPTIONS))) == known
+    assert contents(train(loop.Run.resume(tmp_path / "a", options=OPTIONS))) == known
 
 
 def test_threads_do_not_matter(whole, tmp_path):
     device.set_threads(1)
     train(new(tmp_path / "a"), stop=3)
     device.set_threads(3)
-    assert contents(train(runs.Run.resume(tmp_path / "a", options=OPTIONS))) == contents(whole)
+    assert contents(train(loop.Run.resume(tmp_path / "a", options=OPTIONS))) == contents(whole)
 
 
 def test_no_average_of_weights(tmp_path):
     config = replace(CONFIG, ema=0, steps=4)
     train(new(tmp_path / "a", config))
     train(new(tmp_path / "b", config), stop=1)
-    train(runs.Run.resume(tmp_path / "b", options=OPTIONS))
+    train(loop.Run.resume(tmp_path / "b", options=OPTIONS))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     tensors, _ = checkpoint.load(runs.find(tmp_path / "a"))
     assert np.array_equal(tensors["average.output.w"], tensors["G.output.w"])
@@ -198,7 +200,7 @@ def test_a_damaged_configuration_is_refused(text, tmp_path):
 
 
 def test_a_run_in_use_is_left_alone(whole):
-    hold = "import sys, minisagan.lockfile as l\nwith l.locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    hold = "import sys, minisagan.run.lockfile as l\nwith l.locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold, whole], cwd=ROOT, stdin=-1, stdout=-1) as child:
         child.stdout.readline()
         before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
@@ -233,7 +235,7 @@ def test_force_deletes_only_what_a_run_wrote(tmp_path):
 
 def test_a_checkpoint_outside_of_a_run_cannot_be_gone_on_with(whole, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(runs.find(whole).read_bytes())
-    with pytest.raises(UsageError, match="does not lie in a run"), runs.Run.resume(tmp_path / "a.safetensors"):
+    with pytest.raises(UsageError, match="does not lie in a run"), loop.Run.resume(tmp_path / "a.safetensors"):
         pytest.fail("it was opened")
     assert files(tmp_path) == ["a.safetensors"]
     assert runs.load_generator(tmp_path / "a.safetensors")[1] == CONFIG  # but drawn from
@@ -246,12 +248,12 @@ def test_other_data_is_refused_by_name(tmp_path):
         iio.imwrite(tmp_path / "pets" / f"{i}.png", image)
     dataset = data.load(str(tmp_path / "pets"), tmp_path / "data", size=32)
     config = replace(CONFIG, dataset=dataset.name, architecture=replace(CONFIG.architecture, classes=0, channels=3))
-    with runs.Run.create(tmp_path / "a", config, dataset) as run:
+    with loop.Run.create(tmp_path / "a", config, dataset) as run:
         run.advance()
         run.save()
     iio.imwrite(tmp_path / "pets" / "8.png", images[0])
     with pytest.raises(DataError, match="not the data that .*hashes was"), \
-            runs.Run.resume(tmp_path / "a", data_dir=tmp_path / "data"):  # fmt: skip
+            loop.Run.resume(tmp_path / "a", data_dir=tmp_path / "data"):  # fmt: skip
         pytest.fail("it was opened")
 
 
@@ -323,7 +325,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_older_checkpoints_stay(tmp_p
             run.advance()
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-00000000.safetensors"]
     assert not list(tmp_path.rglob("*.tmp"))
-    train(runs.Run.resume(tmp_path / "a", options=OPTIONS))
+    train(loop.Run.resume(tmp_path / "a", options=OPTIONS))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -42,7 +42,8 @@ from unittest import mock
 import numpy as np
 from common import Clock, budget, carry_out, chosen, command, mean_std, permutation_p, publish, rounded, series, table
 
-from minisagan import data, models, nn, ops, pictures, rng
+from minisagan import data, models, nn, ops, rng
+from minisagan.look import plot
 from minisagan.train import Config, Training, generate
 
 SIZE, ROWS_APART, HALF_LENGTH, HALF_WIDTH, JITTER = 32, 15, 4.8, 1.6, 1  # pixels
@@ -253,8 +254,8 @@ def report(logs):
             xs = first["step"]
             floor = CHANCE if name == "consistent" else 0.0
             lines.append(("chance", xs, [floor] * len(xs)))
-            panels.append(pictures.Panel(f"Bars {distance} apart", "training step", label, lines))
-    return text, pictures.plot(panels, columns=2, width=1400, height=340)
+            panels.append(plot.Panel(f"Bars {distance} apart", "training step", label, lines))
+    return text, plot.plot(panels, columns=2, width=1400, height=340)
 
 
 @command

@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import device, pictures
+from minisagan import device
+from minisagan.look import pictures
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -134,7 +135,7 @@ def chosen(logs, **settings):
 
 
 def series(label, logs, x, y, log=False):
-    """A series for pictures.Panel: the mean of column y, or of its log10, over logs, with a band of one standard
+    """A series for plot.Panel: the mean of column y, or of its log10, over logs, with a band of one standard
     deviation each way."""
     xs, ys = (np.array([columns[name] for columns in logs], float) for name in (x, y))  # (seeds, rows); None is NaN
     ys = np.log10(np.where(ys > 0, ys, np.nan)) if log else ys  # 0 leaves a gap

@@ -1,9 +1,9 @@
 """What claims 2 and 3 share: runs of a small class-conditional SAGAN on digits, and how far its samples are from them.
 
 The distance is Frechet's, between features of 500 samples and of 500 test images, which this package's own classifier
-of the data set computes (minisagan.evaluation; the classifier is trained on first use). The estimate depends on the
-number of samples, so it is the same everywhere; the floor is the distance of 500 training images. The accuracy is the
-share of samples in which the classifier sees the class that was asked for.
+of the data set computes (minisagan.judge.evaluation; the classifier is trained on first use). The estimate depends on
+the number of samples, so it is the same everywhere; the floor is the distance of 500 training images. The accuracy is
+the share of samples in which the classifier sees the class that was asked for.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from common import Clock, rounded
 
 from minisagan import data, models, nn
 from minisagan.errors import Diverged
-from minisagan.evaluation import Judge
+from minisagan.judge.evaluation import Judge
 from minisagan.train import Config, Training, draw
 
 SAMPLES, MEASUREMENTS = 500, 10

@@ -25,7 +25,7 @@ import numpy as np
 from common import budget, carry_out, chosen, command, mean_std, publish, series, table
 from digits import dataset_option, heading, judge, start, train
 
-from minisagan import pictures
+from minisagan.look import plot
 
 RATES, FACTORS = (4e-4, 8e-4), (4, 8)
 NAMES = {"discriminator": "norm in D only", "both": "norm in G and D", "none": "norm in neither"}
@@ -75,7 +75,7 @@ def report(logs, dataset):
     text = heading(logs, dataset) + table(header, rows)
     text += "\nsigma: geometric mean over layers of the stored weights' largest singular value\n"
     panels = [
-        pictures.Panel(
+        plot.Panel(
             title, "training step", unit,
             [series(label(arm), found[arm], "step", name, log=unit.startswith("log10")) for arm in arms],
         )
@@ -88,7 +88,7 @@ def report(logs, dataset):
             ("sigma_d", "Sigma of D's weights", "geometric mean"),
         )
     ]
-    return text, pictures.plot(panels, columns=2, width=1400, height=340)
+    return text, plot.plot(panels, columns=2, width=1400, height=340)
 
 
 @command

@@ -24,7 +24,7 @@ import numpy as np
 from common import budget, carry_out, chosen, command, mean_std, permutation_p, publish, series, table
 from digits import dataset_option, heading, judge, start, train
 
-from minisagan import pictures
+from minisagan.look import plot
 
 RATES = (16e-4, 4e-4, 8e-4)  # r: of the core, and of --full
 ARMS = {"1:1 equal": (1, 1, 1), "1:1 TTUR": (1, 0.5, 2), "5:1 equal": (5, 1, 1)}  # D steps; rates of G, D, over r
@@ -82,7 +82,7 @@ def report(logs, dataset):
             differences.append(row)
     text += table(["", "equal steps", "p", "equal time", "p"], differences)
     panels = [
-        pictures.Panel(title, axis_label, unit, [
+        plot.Panel(title, axis_label, unit, [
             series(label(arm), these, axis, name, log=name == "distance") for arm, these in found.items()
         ])
         for name, title, unit in (
@@ -91,7 +91,7 @@ def report(logs, dataset):
         )
         for axis, axis_label in (("step", "G step"), ("seconds", "CPU seconds of training"))
     ]
-    return text, pictures.plot(panels, columns=2, width=1400, height=340)
+    return text, plot.plot(panels, columns=2, width=1400, height=340)
 
 
 @command

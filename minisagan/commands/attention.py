@@ -6,10 +6,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import attention_maps, data, pictures, rng, runs
+from minisagan import data, rng
 from minisagan.commands import choices
 from minisagan.errors import UsageError
-from minisagan.evaluation import Judge
+from minisagan.judge.evaluation import Judge
+from minisagan.look import attention_maps, pictures
+from minisagan.run import folder as runs
 from minisagan.train import draw, latents
 
 MEASURED = 256  # images that the measures and the causal test are taken over

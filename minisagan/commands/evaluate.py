@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
-from minisagan import checkpoint, device, runs
-from minisagan.evaluation import ROWS, Judge
+from minisagan import device
+from minisagan.judge.evaluation import ROWS, Judge
+from minisagan.run import checkpoint
+from minisagan.run import folder as runs
 from minisagan.train import draw
 
 ROW = "{:28}{:>12}{:>12}"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from minisagan import checkpoint, runs
 from minisagan.commands.progress import duration
 from minisagan.errors import DataError
+from minisagan.run import checkpoint
+from minisagan.run import folder as runs
 
 
 @click.command(short_help="Show what a run or a checkpoint holds, and if it is intact.")

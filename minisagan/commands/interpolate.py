@@ -3,10 +3,12 @@
 import click
 import numpy as np
 
-from minisagan import data, pictures, runs
+from minisagan import data
 from minisagan.commands import choices
 from minisagan.errors import UsageError
-from minisagan.interpolation import blend_classes, lerp, slerp, way
+from minisagan.look import pictures
+from minisagan.look.interpolation import blend_classes, lerp, slerp, way
+from minisagan.run import folder as runs
 from minisagan.train import generate, latents
 
 COLUMNS, WIDE = 5, 112  # in a frame of the film: images side by side, and the least width of one in pixels

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from minisagan import report
 from minisagan.commands import choices
 from minisagan.errors import Fault
+from minisagan.look import report
 
 
 @click.command(short_help="Write a page with all there is to see of a run.")

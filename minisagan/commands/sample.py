@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import cuda, pictures, runs
+from minisagan import cuda
 from minisagan.commands import choices, hardware
 from minisagan.errors import Fault, UsageError
+from minisagan.look import pictures
+from minisagan.run import folder as runs
 from minisagan.train import BATCH, draw
 
 

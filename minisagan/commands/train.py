@@ -14,10 +14,12 @@ from pathlib import Path
 
 import click
 
-from minisagan import checkpoint, data, device, runs
+from minisagan import data, device
 from minisagan.commands import hardware
 from minisagan.commands.progress import Progress, duration
 from minisagan.errors import DataError, UsageError
+from minisagan.run import checkpoint, loop
+from minisagan.run import folder as runs
 from minisagan.train import RECIPES, Config, recipe
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
@@ -55,12 +57,12 @@ def setting(flag, **kwargs):
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
-@click.option("--sample-every", type=click.IntRange(0), default=runs.Options().sample_every,
+@click.option("--sample-every", type=click.IntRange(0), default=loop.Options().sample_every,
               help="Steps between pictures, 0 for none.")
-@click.option("--checkpoint-every", type=click.IntRange(0), default=runs.Options().checkpoint_every,
+@click.option("--checkpoint-every", type=click.IntRange(0), default=loop.Options().checkpoint_every,
               help="Steps between checkpoints, 0 for none.")
-@click.option("--keep", type=click.IntRange(1), default=runs.Options().keep, help="How many checkpoints stay.")
-@click.option("--evaluate-every", type=click.IntRange(0), default=runs.Options().evaluate_every,
+@click.option("--keep", type=click.IntRange(1), default=loop.Options().keep, help="How many checkpoints stay.")
+@click.option("--evaluate-every", type=click.IntRange(0), default=loop.Options().evaluate_every,
               help="Steps between measurements, 0 for none. RUN/best is then the best checkpoint.")
 @click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
@@ -96,13 +98,13 @@ def command(
             if value:
                 raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
         config = _refuse_differences(resume, given)
-        opened = runs.Run.resume(resume, given.get("steps"), data_dir, options, **on)
+        opened = loop.Run.resume(resume, given.get("steps"), data_dir, options, **on)
     else:
         if force and not out:
             raise UsageError("--force needs --out, the folder of the run to replace")
         config, dataset = _configure(given, data_dir, replay)
         folder = out or _free_folder(config.dataset)
-        opened = runs.Run.create(folder, config, dataset, options, force, data_dir, **on)
+        opened = loop.Run.create(folder, config, dataset, options, force, data_dir, **on)
 
     with ended_at_once(), hardware.memory(config.batch_size), opened as run, interrupts() as caught:
         _introduce(run, where)

@@ -8,9 +8,10 @@ classifier's hash.
 
 import numpy as np
 
-from minisagan import classifier, data, metrics, rng
-from minisagan.classifier import FEATURES
+from minisagan import data, rng
 from minisagan.errors import UsageError
+from minisagan.judge import classifier, metrics
+from minisagan.judge.classifier import FEATURES
 
 K = 3  # of precision and recall
 ROWS = {  # metric: its name, its format, in the order in which they are shown

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import attention_maps, checkpoint, evaluation, pictures, runs
 from minisagan.errors import DataError, UsageError
+from minisagan.judge import evaluation
+from minisagan.look import attention_maps, pictures, plot
+from minisagan.run import checkpoint
+from minisagan.run import folder as runs
 from minisagan.train import latents
 
 WIDTH, HEIGHT = 440, 220  # of a chart
@@ -150,8 +153,8 @@ def _chart(title, ylabel, series, log):
             found.append((k, label, table))
     if not found:
         return ""
-    x_axis = pictures.Axis([table[0] for _, _, table in found], 4, 0)
-    y_axis = pictures.Axis([table[1:].ravel() for _, _, table in found], 5, 0.05)
+    x_axis = plot.Axis([table[0] for _, _, table in found], 4, 0)
+    y_axis = plot.Axis([table[1:].ravel() for _, _, table in found], 5, 0.05)
     x = lambda values: x_axis.place(values, LEFT, WIDTH - RIGHT)
     y = lambda values: y_axis.place(values, HEIGHT - BOTTOM, 10)
     svg = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{title}: {ylabel} by step")}">']
@@ -169,7 +172,7 @@ def _chart(title, ylabel, series, log):
             svg.append(f'<path class="band f{k}" d="{there}L{back[1:]}Z"/>')
             svg.append(f'<path class="line l{k}" d="{_path(at, y(middle))}"/>')
         else:
-            smooth = pictures.running_mean(middle, len(middle) // 40)
+            smooth = plot.running_mean(middle, len(middle) // 40)
             svg.append(f'<path class="pale l{k}" d="{_path(at, y(middle))}"/>')
             svg.append(f'<path class="line l{k}" d="{_path(at, y(smooth))}"/>')
         legend.append(f'<span><i class="i{k}"></i>{html.escape(label)} {middle[-1]:.4g}</span>')

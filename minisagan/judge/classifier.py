@@ -24,11 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import checkpoint, data, nn, ops, rng
+from minisagan import data, nn, ops, rng
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.data.download import progress
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.optim import Adam
+from minisagan.run import checkpoint
 
 FEATURES = 128
 RECIPE = 1  # raise it when the same images and the numbers below give another classifier

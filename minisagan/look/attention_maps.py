@@ -16,9 +16,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minisagan import data, pictures
+from minisagan import data
 from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import UsageError
+from minisagan.look import pictures
 from minisagan.models import Generator, attended
 
 BATCH = 16

@@ -1,0 +1,193 @@
+"""Pictures made of images: grids of samples, their film, attention as heat.
+
+Pictures are uint8 arrays (H, W, C), C = 1 (grey) or 3, until `write_png` or `write_gif` puts them on disk.
+What is marked has the colours of Okabe and Ito (2008), which colour-blind readers tell apart; heat has viridis
+(Smith and van der Walt, 2015), which rises evenly in lightness.
+"""
+
+import contextlib
+from functools import lru_cache
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from minisagan.errors import DataError, Fault, UsageError
+
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
+HEAT = np.array([list(bytes.fromhex(colour)) for colour in VIRIDIS], float)  # (9, 3), evenly spaced
+GREYS = ((np.arange(256) + 8) // 17 * 17).astype(np.uint8)  # the nearest of 16 levels from 0 to 255
+GAP, GAP_GREY = 2, 128  # pixels between the images of a grid, and their value
+LINE, SMALL = 18, 12  # pixels: a line of text above or below an image, and its letters
+FRAMES, COLOURS = 40, 64  # of a film: the most that it gets, if not asked for more
+INK = "#333333"  # of letters
+_font = lru_cache(ImageFont.load_default)  # by size in pixels
+_plain = lambda text: text.encode("ascii", "replace").decode()  # the font has little more
+
+
+def grid(images, columns, scale=None, names=None, heads=None, captions=None):
+    """Images uint8 (N, H, W, C) in rows of `columns`, as one picture (H', W', C) with grey gaps of 2 pixels.
+
+    Each pixel becomes `scale` x `scale` pixels; by default just so many that an image is 56 or more wide.
+    `names`, one for each row, are written to the left of the rows; `heads`, one for each column, above the columns;
+    `captions`, one for each image, below the images. UsageError for 0 images, columns or scale.
+    """
+    n, h, w, c = _checked(images, 4).shape
+    scale = max(1, -(-56 // w)) if scale is None else scale
+    if min(n, columns, scale) < 1:
+        raise UsageError(f"a grid of {n} images, {columns} columns, scale {scale}: each must be 1 or more")
+    columns, rows = min(columns, n), -(-n // columns)
+    images, w = images.repeat(scale, 1).repeat(scale, 2), w * scale + GAP
+    if captions is not None:
+        below = [strip(LINE, w - GAP, c, SMALL, "mm", [(w / 2 - 1, LINE / 2, text)]) for text in captions]
+        images = np.concatenate([images, below], axis=1)
+    h = images.shape[1] + GAP
+    cells = np.full((rows * columns, h, w, c), GAP_GREY, np.uint8)
+    cells[:n, :-GAP, :-GAP] = images
+    cells = cells.reshape(rows, columns, h, w, c).swapaxes(1, 2)  # (rows, h, columns, w, C)
+    sheet = cells.reshape(rows * h, columns * w, c)[:-GAP, :-GAP]
+    if names is not None:
+        size = max(9, min(18, h * 2 // 3))
+        width = 16 + max(length(name, size) for name in names)
+        places = [(width - 8, k * h + (h - GAP) / 2, name) for k, name in zip(range(rows), names, strict=True)]
+        sheet = np.concatenate([strip(len(sheet), width, c, size, "rm", places), sheet], axis=1)
+    if heads is not None:
+        left = sheet.shape[1] - columns * w + GAP
+        places = [(left + k * w + w / 2 - 1, LINE / 2, head) for k, head in zip(range(columns), heads, strict=True)]
+        sheet = np.concatenate([strip(LINE, sheet.shape[1], c, SMALL, "mm", places), sheet])
+    return sheet
+
+
+def write_png(path, image):
+    """Writes uint8 (H, W, C), all or nothing; Fault if the folder is absent or read-only, or has no space."""
+    _put(path, _checked(image, 3), extension=".png")
+
+
+def read_png(path):
+    """What `write_png` wrote there, uint8 (H, W, C); DataError if it is missing or damaged."""
+    try:
+        return np.atleast_3d(iio.imread(Path(path).read_bytes(), extension=".png"))
+    except Exception as error:  # decoders raise all kinds
+        raise DataError(f"{path}: not a picture that can be read: {error}") from error
+
+
+def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES):
+    """Writes frames uint8 (H, W, C), all of one shape, as a film that never ends; Fault as in `write_png`.
+
+    Of more than `most` frames so many are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
+    tens), the last one for `last`; equal neighbours become one. `captions`, one text for each frame, are
+    written below. To keep the file small there are 16 greys, or 64 colours chosen for the whole film.
+    """
+    kept = np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)
+    film = _few_colours(_checked(np.stack([frames[k] for k in kept]), 4))  # (N, H, W, C)
+    if captions is not None:
+        film = _captioned(film, [captions[k] for k in kept])
+    durations = [milliseconds] * (len(film) - 1) + [milliseconds if last is None else last]
+    durations = durations if len(film) > 1 else durations[0]  # as Pillow wants it
+    _put(path, film, extension=".gif", is_batch=True, duration=durations, loop=0)
+
+
+def _checked(x, ndim):
+    if x.dtype != np.uint8 or x.ndim != ndim or x.shape[-1] not in (1, 3):
+        raise ValueError(f"{x.dtype} {x.shape} is not uint8 ({'N, ' * (ndim - 3)}H, W, C) with C = 1 or 3")
+    return x
+
+
+def png(image):
+    """The bytes of a PNG file of uint8 (H, W, C)."""
+    return _encoded(_checked(image, 3), extension=".png")
+
+
+def _encoded(x, **options):
+    x = x[..., 0] if x.shape[-1] == 1 else x  # so imageio wants its greys
+    return iio.imwrite("<bytes>", x, plugin="pillow", **options)
+
+
+def _put(path, x, **options):
+    """A kill leaves the old file or the new one. (No fsync: what a power cut takes can be drawn again.)"""
+    data = _encoded(x, **options)
+    temp = Path(f"{path}.tmp")
+    try:
+        temp.write_bytes(data)
+        temp.replace(path)
+    except OSError as error:
+        raise Fault(f"{path}: not written ({error.strerror or error}): check its folder and disk") from error
+    finally:
+        with contextlib.suppress(OSError):  # after the replace there is none
+            temp.unlink()
+
+
+def _few_colours(film):
+    if film.shape[-1] == 1:
+        return GREYS[film]
+    sample = np.linspace(0, film.size // 3 - 1, 20_000).astype(int)
+    palette = Image.fromarray(film.reshape(1, -1, 3)[:, sample]).quantize(COLOURS, kmeans=1)
+    few = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in film]
+    return np.stack([np.asarray(image.convert("RGB")) for image in few])
+
+
+def _captioned(film, captions):
+    """The film with a white strip and a caption below each frame, and widened if a caption needs it."""
+    w, c = film.shape[2:]
+    width = max(w, 16 + max(length(text, 16) for text in captions))
+    film = np.pad(film, ((0, 0), (0, 0), (0, width - w), (0, 0)), constant_values=255)
+    strips = [GREYS[strip(28, width, c, 16, "lm", [(8, 14, text)])] for text in captions]
+    return np.concatenate([film, strips], axis=1)
+
+
+def length(text, size):
+    return int(np.ceil(_font(size).getlength(_plain(text))))
+
+
+def draw_text(pen, x, y, text, size, anchor):
+    pen.text((x, y), _plain(text), INK, _font(size), anchor)
+
+
+def strip(height, width, channels, size, anchor, places):
+    """White, (height, width, channels), with the text of each (x, y, text)."""
+    image = Image.new("RGB", (width, height), "white")
+    for x, y, text in places:
+        draw_text(ImageDraw.Draw(image), x, y, text, size, anchor)
+    return np.asarray(image)[..., :channels]
+
+
+def colormap(values):
+    """Viridis: values in [0, 1], of any shape, to uint8 (..., 3), dark blue to yellow; beyond, the ends."""
+    at = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(values, at, channel) + 0.5 for channel in HEAT.T], -1).astype(np.uint8)
+
+
+def overlay(image, heat, alpha=0.6):
+    """`heat`, floats (h, w) in [0, 1], stretched over uint8 (H, W, C) as colour of opacity `alpha`."""
+    heat = Image.fromarray(heat.astype(np.float32)).resize(_checked(image, 3).shape[1::-1], Image.BILINEAR)
+    return ((1 - alpha) * image + alpha * colormap(np.asarray(heat)) + 0.5).astype(np.uint8)  # (H, W, 3)
+
+
+def dot(image, y, x, colour, radius=4):
+    """uint8 (H, W, C) with a disc "#rrggbb" around (y, x), in pixels from the corner, in a white and a dark ring."""
+    height, width = _checked(image, 3).shape[:2]
+    distance = np.hypot(np.arange(height)[:, None] + 0.5 - y, np.arange(width) + 0.5 - x)  # (H, W)
+    for r, tint in ((radius + 2.5, INK), (radius + 1.5, "#FFFFFF"), (radius, colour)):
+        cover = np.clip(r + 0.5 - distance, 0, 1)[..., None]
+        image = (1 - cover) * image + cover * ImageColor.getrgb(tint)
+    return (image + 0.5).astype(np.uint8)  # (H, W, 3)
+
+
+def framed(image, colour, width=3):
+    """uint8 (H, W, 3) with its outermost `width` pixels painted "#rrggbb"."""
+    painted = np.empty_like(_checked(image, 3))
+    painted[...] = ImageColor.getrgb(colour)
+    inside = slice(width, -width)
+    painted[inside, inside] = image[inside, inside]
+    return painted
+
+
+def noted(image, lines):
+    """uint8 (H, W, C) with lines of text below it, on white, widened if they need it."""
+    h, w, c = _checked(image, 3).shape
+    width = max(w, 16 + max(length(line, SMALL) for line in lines))
+    image = np.pad(image, ((0, 0), (0, width - w), (0, 0)), constant_values=255)
+    places = [(8, (k + 0.5) * LINE, line) for k, line in enumerate(lines)]
+    return np.concatenate([image, strip(LINE * len(lines), width, c, SMALL, "lm", places)])

@@ -1,0 +1,172 @@
+"""What a run wrote: its newest and its best checkpoint, their networks, its data, its log, its pictures."""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import __version__, cuda, data, device
+from minisagan.errors import DataError, Fault, UsageError
+from minisagan.models import Discriminator, Generator
+from minisagan.run import checkpoint
+from minisagan.train import Config
+
+STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
+# All that we delete:
+OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json", "report.html")
+
+
+def find(path):
+    """The checkpoint meant by `path`: the file itself, the newest of a run folder, or with RUN/best its best."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.name == "best" and (path.parent / "log.jsonl").is_file():
+        if not (found := best(path.parent)):
+            raise UsageError(f"{path}: this run has no evaluated checkpoint; train --evaluate-every keeps the best one")
+        return found[1]
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such run folder or checkpoint")
+    newest = checkpoint.newest(path / "checkpoints")
+    if newest is None:
+        raise DataError(f"{path}: no readable checkpoint in {path / 'checkpoints'}; is it a run folder?")
+    return newest
+
+
+def read_config(about, file):
+    """The Config in a checkpoint's metadata; DataError if there is none that this version understands."""
+    lacks = {"step", "config", "data", "versions", "seconds", "log_bytes"} - about.keys()
+    if lacks:
+        raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
+    try:
+        int(about["step"]), int(about["log_bytes"]), float(about["seconds"]), json.loads(about["data"])["classes"]
+        return Config.from_dict(json.loads(about["config"]))
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise DataError(f"{file}: no usable configuration in this checkpoint: {error}") from error
+
+
+def load_generator(path):
+    """The averaged generator of a run or checkpoint, ready to sample from: (generator, config, its data, file)."""
+    return _load(path, Generator, "average")
+
+
+def load_discriminator(path):
+    """The discriminator of a run or checkpoint, in evaluation mode: (discriminator, config, its data, file)."""
+    return _load(path, Discriminator, "D")
+
+
+def _load(path, kind, prefix):
+    file = find(path)
+    tensors, about = checkpoint.load(file)
+    config = read_config(about, file)
+    network = kind(config.architecture)
+    wanted = {f"{prefix}.{name}": p.data for name, p in network.parameters().items()}
+    wanted |= {f"{prefix}.{name}": buffer for name, buffer in network.buffers().items()}
+    checkpoint.match({name: x for name, x in tensors.items() if name.startswith(f"{prefix}.")}, wanted)
+    return network.eval(), config, json.loads(about["data"]), file
+
+
+def load_data(config, then, run, data_dir=None):
+    """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same."""
+    if config.dataset not in data.NAMES and not Path(config.dataset).is_dir():
+        raise DataError(f"{config.dataset}: the folder of images that {run} was trained on is not there")
+    size = config.architecture.size if config.dataset not in data.NAMES else None
+    dataset = data.load(config.dataset, data_dir, size=size)
+    now = about_data(dataset)
+    if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
+        changed = _difference(then, now)
+        raise DataError(f"{config.dataset}: not the data that {run} was trained on: {changed}")
+    return dataset
+
+
+def best(folder):
+    """(Frechet distance, checkpoint) of the run's best, as far as it was measured and the file is there; or None."""
+    found = (
+        (record["frechet"], checkpoint.path_of(Path(folder) / "checkpoints", record["step"]))
+        for record in read_log(folder)
+        if "frechet" in record
+    )
+    return min(((distance, file) for distance, file in found if file.is_file()), default=None)
+
+
+def write_evaluation(file, facts):
+    """Writes evaluation.json into the run that the checkpoint `file` lies in; its path, or None if it lies in none."""
+    folder = folder_of(file)
+    if folder is None:
+        return None
+    path = folder / "evaluation.json"
+    try:
+        write(path, json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise Fault(f"{path}: not written: {error.strerror}") from error
+    return path
+
+
+def folder_of(file):
+    """The folder of the run that has this checkpoint, or None."""
+    folder = Path(os.path.normpath(file.parent / ".."))
+    inside = file.absolute().parent.name == "checkpoints" and (folder / "config.json").is_file()
+    return folder if inside else None
+
+
+def sampled(folder):
+    """(step, path) of a run's pictures of samples, in the order of steps."""
+    found = ((re.fullmatch(r"step-(\d+)\.png", path.name), path) for path in (Path(folder) / "samples").glob("step-*"))
+    return sorted((int(step[1]), path) for step, path in found if step)
+
+
+def read_log(folder):
+    """The records of a run's log, name -> number, up to the first line that is none: the last may be torn."""
+    records = []
+    with open(Path(folder) / "log.jsonl", errors="replace") as log:  # what is no text is no JSON either
+        for line in log:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not (isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())):
+                break
+            records.append(record)
+    return records
+
+
+def versions():
+    """What computed a run: package, Python, NumPy, BLAS, threads, machine, GPU."""
+    return {
+        "minisagan": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": device.blas(),
+        "threads": device.threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    } | ({"gpu": cuda.describe()} if cuda.in_use() else {})
+
+
+def about_data(dataset):
+    """What a run keeps of its data set, and compares when it is resumed."""
+    return {"image_size": dataset.image_size, "classes": list(dataset.classes), "hashes": dataset.hashes}
+
+
+def _difference(then, now):
+    return "; ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key])[:400]
+
+
+def write(path, text):
+    temp = path.with_name(path.name + ".tmp")
+    try:
+        temp.write_text(text)
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)  # after the replace there is none
+
+
+def clear(folder, names=OURS, after=-1):
+    """Delete a run's files, with what a killed write left of them; of those with a step, the ones `after` it."""
+    for name in names:
+        for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:
+            step = re.match(r"step-(\d+)\.", path.name)
+            if not step or int(step[1]) > after:
+                path.unlink()
