@@ -14,11 +14,12 @@ import numpy as np
 from minisagan import data
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import choices
+from minisagan.config import Architecture
 from minisagan.errors import Fault
 from minisagan.look import attention_maps
-from minisagan.models import Architecture, Generator, attended
+from minisagan.models import Generator, attended
 from minisagan.run import folder as runs
-from minisagan.train import latents
+from minisagan.sampling import latents
 
 SHADES = " .:-=+*#%@"
 

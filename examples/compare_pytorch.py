@@ -161,7 +161,8 @@ def work(program, net, threads):
     import numpy as np
 
     from minisagan import nn
-    from minisagan.models import Architecture, Discriminator, Generator
+    from minisagan.config import Architecture, Config
+    from minisagan.models import Discriminator, Generator
 
     if program == OURS:
         from minisagan import device, parity, train
@@ -178,7 +179,7 @@ def work(program, net, threads):
     say({"mib": peak_mib()})
 
     if program == OURS:
-        config = train.Config(batch_size=batch, lr_g=2e-4, lr_d=4e-4, architecture=arch)
+        config = Config(batch_size=batch, lr_g=2e-4, lr_d=4e-4, architecture=arch)
         training = train.Training(config, parity.noise(config, 4 * batch), processes=None)
     else:
         init = nn.Init(0, arch.init)
@@ -204,7 +205,7 @@ def work(program, net, threads):
                 wall, cpu = time.perf_counter(), cpu_seconds(forks)
             if program == OURS:
                 training.advance()  # draws its own noise and fetches its own images, too
-                forks = training.group.forks if training.group else []
+                forks = training.forks.forks if training.forks else []
                 continue
             pytorch_twin.discriminator_step(G, D, adam_d, *inputs[:4])
             pytorch_twin.generator_step(G, D, adam_g, ema, *inputs[4:])

@@ -31,9 +31,10 @@ from minisagan import bench, cuda, nn, parity
 from minisagan.autograd import Tensor, recording
 from minisagan.bench import AHEAD
 from minisagan.commands import hardware
+from minisagan.config import Architecture, Config
 from minisagan.errors import Fault
-from minisagan.models import Architecture, Discriminator, Generator
-from minisagan.train import Config, Training
+from minisagan.models import Discriminator, Generator
+from minisagan.train import Training
 
 NETS = {  # name -> networks, batch; the paper's have 1,000 classes, and attention at 32x32
     "mnist": (Architecture(), 64),
@@ -218,9 +219,9 @@ class Work:
         config = Config(batch_size=n, architecture=config.architecture)
         training, moved, plain = Training(config, parity.noise(config, n)), [], Tensor.__init__
 
-        def counting(self, data, parents=(), vjp=None):
-            plain(self, data, parents, vjp)
-            if vjp is not None:
+        def counting(self, data, parents=(), vjp=None, op=""):
+            plain(self, data, parents, vjp, op)
+            if vjp is not None and not isinstance(data, list):  # the arrays of a joint op count one by one
                 moved.append(data.nbytes * (5 if recording() else 2))
 
         Tensor.__init__ = counting

@@ -12,8 +12,10 @@ import click
 import numpy as np
 
 from minisagan import data, rng
+from minisagan.config import recipe
 from minisagan.look import pictures
-from minisagan.train import Training, generate, recipe
+from minisagan.sampling import generate
+from minisagan.train import Training
 
 
 @click.command()

@@ -112,7 +112,7 @@ def joint(arrays, parents, vjp, op=""):
     the cotangent of all is a tuple of such pairs: two are added as tuples are, and that joins them.
     """
     together = Tensor(arrays, parents, vjp, op)
-    return [Tensor(x, (together,), lambda g, needs, i=i: (((i, g),),)) for i, x in enumerate(arrays)]
+    return [Tensor(x, (together,), lambda g, needs, i=i: (((i, g),),), op) for i, x in enumerate(arrays)]
 
 
 def _ancestors(tensors):

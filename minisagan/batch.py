@@ -4,10 +4,10 @@
     moments = batch.whole(moments)                   # numbers about all images of the batch, for batch norm
 
 Everything else in an op is about the images that it is given. They may be this process's share of a batch that several
-processes work on (ranks.py). Whoever writes an op need not know.
+processes work on (processes/). Whoever writes an op need not know.
 """
 
-from minisagan import cuda, device, ranks
+from minisagan import cuda, device, processes
 
 
 def sum(f, *arrays):
@@ -19,7 +19,7 @@ def sum(f, *arrays):
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)
-    count = ranks.PARTS // ranks.world()
+    count = processes.PARTS // processes.world()
     parts = [None] * count
 
     def body(k):
@@ -34,4 +34,5 @@ def sum(f, *arrays):
 
 def whole(x):
     """x (n, ...), numbers about the images at hand -> (N, ...), those of all images of the batch, in their order."""
-    return ranks.everyone(x)
+    every = processes.gather(x)  # (world, n, ...)
+    return every.swapaxes(0, 1).reshape(-1, *x.shape[1:])

@@ -32,13 +32,13 @@ def watched():
     """Yields {op name: Spent}, filled while it lasts."""
     spent, last, plain = defaultdict(Spent), time.perf_counter(), Tensor.__init__
 
-    def timed_init(self, data, parents=(), vjp=None):
+    def timed_init(self, data, parents=(), vjp=None, op=""):
         nonlocal last
         if vjp is None:  # a leaf: what came before it was no op's (data, noise, Adam)
             plain(self, data)
             last = time.perf_counter()
             return
-        row = spent[vjp.__qualname__.split(".")[0]]
+        row = spent[op or "unnamed"]
 
         def timed_vjp(g, needs):
             nonlocal last
@@ -49,7 +49,7 @@ def watched():
             row.backward += last - start
             return gradients
 
-        plain(self, data, parents, timed_vjp)
+        plain(self, data, parents, timed_vjp, op)
         now = time.perf_counter()
         row.forward_calls += 1
         row.forward += now - last

@@ -3,10 +3,11 @@
 NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in copies and
 elementwise work, too, not in matrix products alone. A large op is cut into chunks of images that stay in a core's
 cache. Results do not depend on how many threads run: what is summed over images is cut as shapes alone say (`cached`,
-and the parts of ranks.py), and the partial sums are added in order. A training step does better with processes.
+and the parts of batch.py), and the partial sums are added in order. A training step does better with processes.
 """
 
 import ctypes
+import mmap
 import os
 import sys
 import threading
@@ -14,7 +15,7 @@ import threading
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minisagan import cuda, ranks
+from minisagan import cuda, processes
 
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
 
@@ -74,12 +75,20 @@ def set_threads(count=None):
     if _team:
         _team.dismiss()
     _team = _Team((count or cores) - 1)
+    _keep_freed_memory()
     threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
     sys.setswitchinterval(1e-3)  # not 5 ms: a thread that waits for Python's lock gets it sooner, 2 % of a step
 
 
+def start():
+    """Make ready to compute, if nobody has: the threads of `set_threads`. The first op does it; an import does not."""
+    if _team is None:
+        set_threads()
+
+
 def threads():
     """How many threads compute."""
+    start()
     return len(_team.starts) + 1
 
 
@@ -96,7 +105,7 @@ def blas():
 
 def alone():
     """Whether loops run in one thread. Where processes share a batch, the other cores are theirs."""
-    return not _team.starts or ranks.world() > 1
+    return threads() == 1 or processes.world() > 1
 
 
 def parallel(body, count):
@@ -166,6 +175,12 @@ def elementwise(op, *arrays):
     return y
 
 
+def shared(size, dtype):
+    """Zeros (size,) in memory that processes forked from this one share with it."""
+    nbytes = size * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(1, nbytes)), np.uint8)[:nbytes].view(dtype)
+
+
 def _keep_freed_memory():
     """Ask glibc to keep freed arrays for the next step instead of giving each back to the system.
 
@@ -178,7 +193,3 @@ def _keep_freed_memory():
             libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
         except (OSError, AttributeError):
             pass
-
-
-_keep_freed_memory()
-set_threads()

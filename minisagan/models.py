@@ -6,86 +6,21 @@ width * min(S / (2 r), 16).
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from minisagan import ops
 from minisagan.autograd import Tensor
-from minisagan.errors import UsageError
 from minisagan.nn import (
     BatchNorm,
     Conv,
     DownBlock,
     Embedding,
     Init,
-    Layer,
     Linear,
     Module,
     SelfAttention,
     UpBlock,
-    normalise,
+    normalised,
 )
-
-SIZES = (32, 64, 128, 256)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What both networks are made from.
-
-    size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
-    classes: 0 for unconditional; attention: the resolution at which both attend, or None; attention_form: "official"
-    or "paper"; spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's
-    running statistics; init: "orthogonal" or "xavier".
-    """
-
-    size: int = 32
-    channels: int = 1
-    width: int = 16
-    classes: int = 10
-    attention: int | None = 16
-    attention_form: str = "official"
-    spectral_norm: str = "both"
-    latent: int = 128
-    momentum: float = 0.9
-    init: str = "orthogonal"
-
-    def __post_init__(self):
-        def require(condition, message):
-            if not condition:
-                raise UsageError(message)
-
-        require(self.size in SIZES, f"image size must be one of {', '.join(map(str, SIZES))}, not {self.size}")
-        require(self.channels in (1, 3), f"images have 1 or 3 channels, not {self.channels}")
-        require(self.width >= 1, f"width must be at least 1, not {self.width}")
-        require(self.classes >= 0, f"the number of classes can't be {self.classes}")
-        require(self.latent >= 1, f"the latent must have at least 1 dimension, not {self.latent}")
-        require(0 <= self.momentum < 1, f"batch norm's momentum must be in [0, 1), not {self.momentum}")
-        require(
-            self.attention_form in ("official", "paper"),
-            f"attention form must be official or paper, not {self.attention_form!r}",
-        )
-        require(
-            self.spectral_norm in ("both", "discriminator", "none"),
-            f"spectral norm must be both, discriminator or none, not {self.spectral_norm!r}",
-        )
-        levels = [r for r in (8, 16, 32, 64, 128) if r < self.size]
-        require(
-            self.attention is None or self.attention in levels,
-            f"attention at {self.attention}: at {self.size}x{self.size} it is at {', '.join(map(str, levels))} or none",
-        )
-        if self.attention:
-            narrowest = min(self.generator_width(self.attention), self.discriminator_width(self.attention))
-            require(
-                narrowest >= 8,
-                f"attention at {self.attention} needs 8 channels there; with width {self.width} it has {narrowest}: "
-                f"take a width of {-(-8 * self.width // narrowest)} or more, a lower level, or none",
-            )
-
-    def generator_width(self, resolution):
-        return self.width * min(self.size // max(resolution, 8), 16)
-
-    def discriminator_width(self, resolution):
-        return self.width * min(self.size // (2 * resolution), 16)
 
 
 class Generator(Module):
@@ -104,17 +39,16 @@ class Generator(Module):
                 self.attention = SelfAttention(init, outputs, arch.attention_form, spectral)
         self.norm = BatchNorm(init, arch.width, classes=0, momentum=arch.momentum)  # this one does not know the class
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
-        self.layers = list(self.modules(Layer))
 
     def __call__(self, z, labels=None):
-        normalise(self.layers)
-        x = self.input(z if isinstance(z, Tensor) else Tensor(z))
-        x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
-        for r in self.levels:
-            x = getattr(self, f"up{r}")(x, labels)  # (N, r, r, width at r)
-            if r == self.arch.attention:
-                x = self.attention(x)
-        return ops.tanh(self.output(self.norm(x)))  # norm ends in its ReLU: (N, S, S, channels)
+        with normalised(self):
+            x = self.input(z if isinstance(z, Tensor) else Tensor(z))
+            x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
+            for r in self.levels:
+                x = getattr(self, f"up{r}")(x, labels)  # (N, r, r, width at r)
+                if r == self.arch.attention:
+                    x = self.attention(x)
+            return ops.tanh(self.output(self.norm(x)))  # norm ends in its ReLU: (N, S, S, channels)
 
 
 class Discriminator(Module):
@@ -139,18 +73,17 @@ class Discriminator(Module):
         self.output = Linear(init, inputs, 1, spectral)
         if arch.classes:
             self.embedding = Embedding(init, arch.classes, inputs, spectral)
-        self.layers = list(self.modules(Layer))
 
     def __call__(self, x, labels=None):
-        normalise(self.layers)
-        x = x if isinstance(x, Tensor) else Tensor(x)
-        for r in self.levels:
-            x = getattr(self, f"down{r}")(x)  # (N, r, r, width at r)
-            if r == self.arch.attention:
-                x = self.attention(x)
-        h = ops.relu(self.last(x)).sum((1, 2))  # (N, C)
-        score = self.output(h).reshape(-1)  # (N,)
-        return score + (self.embedding(labels) * h).sum(1) if self.arch.classes else score
+        with normalised(self):
+            x = x if isinstance(x, Tensor) else Tensor(x)
+            for r in self.levels:
+                x = getattr(self, f"down{r}")(x)  # (N, r, r, width at r)
+                if r == self.arch.attention:
+                    x = self.attention(x)
+            h = ops.relu(self.last(x)).sum((1, 2))  # (N, C)
+            score = self.output(h).reshape(-1)  # (N,)
+            return score + (self.embedding(labels) * h).sum(1) if self.arch.classes else score
 
 
 @contextmanager

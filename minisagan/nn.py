@@ -6,6 +6,7 @@ of their creation: those names are the ones in checkpoints. `training` means tha
 """
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -107,29 +108,48 @@ class Init:
 
 
 class Layer(Module):
-    """A weight w; with `spectral` it is divided by its largest singular value at every use, of which u keeps track."""
+    """A weight w; with `spectral` the layer multiplies by w / sigma, sigma the largest singular value of w.
+
+    The state u estimates w's leading left singular vector, from which sigma is found (ops/spectral.py).
+    """
 
     output_axis = -1
+    quotient = None  # w / sigma, while a network is called that has made it for all its layers
 
     def __init__(self, init, shape, spectral):
         self.w = init.weight(shape)
         self.u = init.direction(shape[self.output_axis]) if spectral else None
-        self.ready = []  # w / sigma for the next use, where `normalise` has made it already
 
     def weight(self):
         """What the layer multiplies by, a Tensor: w, or w / sigma."""
-        if self.u is not None and not self.ready:
-            normalise([self])
-        return self.w if self.u is None else self.ready.pop()
+        if self.u is None:
+            return self.w
+        return quotients([self])[0] if self.quotient is None else self.quotient
 
 
-def normalise(layers):
-    """Spectral norm of these layers' weights, at once, for their next use."""
-    layers = [layer for layer in layers if layer.u is not None]
-    if layers:
-        weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in layers), strict=True)
-        for layer, w in zip(layers, spectral_norms(weights, states, layers[0].training, axes), strict=True):
-            layer.ready = [w]
+def quotients(layers):
+    """w / sigma of each of these spectrally normalised layers; while they train, u takes a step of its iteration."""
+    weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in layers), strict=True)
+    return spectral_norms(weights, states, layers[0].training, axes)
+
+
+@contextmanager
+def normalised(network):
+    """Inside, the layers of a network multiply by w / sigma, made once and for all of them together.
+
+    Afterwards `network.used` has the parameters as the layers used them, in order: w / sigma, or the parameter itself.
+    """
+    layers = [layer for layer in network.modules(Layer) if layer.u is not None]
+    made = quotients(layers) if layers else []
+    of = {id(layer.w): w for layer, w in zip(layers, made, strict=True)}
+    network.used = [of.get(id(p), p) for p in network.parameters().values()]
+    for layer, w in zip(layers, made, strict=True):
+        layer.quotient = w
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.quotient = None
 
 
 class Linear(Layer):

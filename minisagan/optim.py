@@ -10,28 +10,21 @@ running average of the generator's weights is not in the paper; it is what sampl
 
 import numpy as np
 
-from minisagan import cuda, device, ranks
+from minisagan.primitives import primitive
 
-kernels = cuda.Kernels(__file__)
-TENSORS = 128  # that one launch of gather takes
-TABLE = np.dtype([("from", np.uint64, TENSORS), ("start", np.int32, TENSORS), ("size", np.int32, TENSORS)])
+ALL = slice(None)
 
 
 def flatten(parameters):
     """Move these parameters (name -> Tensor) into a flat array and return it: each one's data becomes a view of it."""
     arrays = [p.data for p in parameters.values()]
-    flat = _zeros(sum(a.size for a in arrays), arrays[0])
+    flat = zeros(arrays[0], sum(a.size for a in arrays))
     np.concatenate([a.reshape(-1) for a in arrays], out=flat)
     start = 0
     for p, a in zip(parameters.values(), arrays, strict=True):
         p.data = flat[start : start + a.size].reshape(a.shape)
         start += a.size
     return flat
-
-
-def _zeros(size, like):
-    """Zeros (size,) beside the array `like`; on a CPU in memory that all processes share that compute as one."""
-    return np.zeros(size, like.dtype, like=like) if cuda.on_gpu(like) else ranks.shared(size, like.dtype)
 
 
 class Adam:
@@ -43,34 +36,16 @@ class Adam:
     def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8):
         self.parameters = list(parameters.values())
         self.weights = flatten(parameters)
-        self.m, self.v, self.g = (_zeros(len(self.weights), self.weights) for _ in range(3))
+        self.m, self.v, self.g = (zeros(self.weights, len(self.weights)) for _ in range(3))
         self.t = np.zeros((), np.int64, like=self.weights)  # an array, which a checkpoint or a kernel can change
         self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
 
-    def step(self, gradients):
-        """One update by `gradients`, one array for each parameter, in their order."""
-        gradients = [g.ravel() for g in gradients]
+    def step(self, gradients, part=ALL):
+        """One update by `gradients`, one for each parameter, of this part of the flat arrays."""
         self.t += 1
-        if cuda.on_gpu(self.g):
-            _gather(gradients, self.g)
-            rates = np.float64(self.lr), np.float64(self.beta1), np.float64(self.beta2), self.eps
-            _launch("adam", self.weights, self.m, self.v, self.g, len(self.g), self.t, *rates)
-            return
-        total = ranks.total(np.concatenate(gradients))
-        scale = self.lr / (1 - self.beta1 ** int(self.t))
-        correction = 1 / (1 - self.beta2 ** int(self.t))
-        least = device.CHUNK_BYTES // -(-len(total) // ranks.PARTS)  # bytes for each number, for PARTS slices or more
-        cuts = ranks.share(device.cached(len(total), max(5 * total.itemsize, least)))
-
-        def body(i):
-            w, m, v, g = (a[cuts[i]] for a in (self.weights, self.m, self.v, self.g))
-            g[...] = total[cuts[i]]
-            m += (1 - self.beta1) * (g - m)
-            v += (1 - self.beta2) * (g * g - v)
-            w -= scale * m / (np.sqrt(v * correction) + self.eps)
-
-        device.parallel(body, len(cuts))
-        ranks.meet()  # each has updated its share of the weights
+        joined(self.g, gradients, part)
+        arrays = (x[part] for x in (self.weights, self.m, self.v, self.g))
+        adam(*arrays, self.t, self.lr, self.beta1, self.beta2, self.eps)
 
 
 class EMA:
@@ -80,33 +55,34 @@ class EMA:
         self.weights, self.average, self.decay = weights, average, decay
         self.t = np.zeros((), np.int64, like=weights)
 
-    def step(self):
-        """Move the average towards the weights as they are now; of processes that share a batch, the first does it."""
-        if ranks.rank():
-            return
-        if cuda.on_gpu(self.t):
-            _launch("ema", self.average, self.weights, len(self.average), self.t, np.float64(self.decay))
-        else:
-            t = int(self.t)
-            self.average += (1 - min(self.decay, (1 + t) / (10 + t))) * (self.weights - self.average)
+    def step(self, part=ALL):
+        """Move this part of the average towards the weights as they are now."""
+        ema(self.average[part], self.weights[part], self.t, self.decay)
         self.t += 1
 
 
-def _launch(kernel, flat, *args):
-    """A kernel that strides over a flat array: no more threads than keep a GPU busy."""
-    kernels(kernel, min(cuda.blocks_for(len(flat)), 1024), 256, flat, *args)
+@primitive
+def adam(w, m, v, g, t, lr, beta1, beta2, eps):
+    """Adam's update t = 1, 2, ... of w, m and v, in place."""
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    mhat, vhat = m / (1 - beta1 ** int(t)), v / (1 - beta2 ** int(t))
+    w -= lr * mhat / (np.sqrt(vhat) + eps)
 
 
-def _gather(arrays, out):
-    """np.concatenate(arrays, out=out) on the GPU, in one launch for all networks of ours, with a table of addresses.
+@primitive
+def ema(a, w, t, decay):
+    """The update of a running average after t others, in place."""
+    a += (1 - min(decay, (1 + int(t)) / (10 + int(t)))) * (w - a)
 
-    CuPy's own copies its table from the host, which a stream that records does not allow.
-    """
-    start = 0
-    for k in range(0, len(arrays), TENSORS):
-        group, table = arrays[k : k + TENSORS], np.zeros((), TABLE)
-        for i, x in enumerate(group):
-            table["from"][i], table["start"][i], table["size"][i] = x.data.ptr, start, x.size
-            start += x.size
-        blocks = min(cuda.blocks_for(max(x.size for x in group)), 64)
-        kernels("gather", (blocks, len(group)), 256, out, table)
+
+@primitive
+def joined(flat, arrays, part):
+    """Write this part of the arrays, one behind the other, into the same part of `flat`."""
+    flat[part] = np.concatenate([x.ravel() for x in arrays])[part]
+
+
+@primitive
+def zeros(like, size):
+    """Zeros (size,) of the dtype of `like`, and where it lies."""
+    return np.zeros(size, like.dtype)

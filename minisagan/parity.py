@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from minisagan import cuda, data
-from minisagan.models import Architecture
-from minisagan.train import Config, Training
+from minisagan.config import Architecture, Config
+from minisagan.train import Training
 
 SMALL = Config(batch_size=16, architecture=Architecture(width=8))  # to be tried by anybody, in a moment
 

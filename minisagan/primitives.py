@@ -13,15 +13,19 @@ with CuPy's arrays, that in ops/conv_cuda.py. `gather.plain` is the page's own, 
 import functools
 import importlib.util
 
-from minisagan import cuda
+from minisagan import cuda, device
 
 
 def primitive(plain):
-    """Make `plain` a primitive: called with its first argument on the CPU or the GPU, the form beside the page runs."""
+    """Make `plain` a primitive: called on the CPU or the GPU, the form beside the page runs.
+
+    Its first argument decides, an array or several.
+    """
 
     @functools.wraps(plain)
     def run(x, *args, **options):
-        return beside(plain, "cuda" if cuda.on_gpu(x) else "numpy")(x, *args, **options)
+        first = x[0] if isinstance(x, list | tuple) else x
+        return beside(plain, "cuda" if cuda.on_gpu(first) else "numpy")(x, *args, **options)
 
     run.plain = plain
     return run
@@ -30,6 +34,7 @@ def primitive(plain):
 @functools.cache
 def beside(plain, where):
     """What carries out the primitive for "numpy" or "cuda": the function beside its page, or else plain itself."""
+    device.start()
     name = f"{plain.__module__}_{where}"
     if importlib.util.find_spec(name) is None:
         return plain

@@ -15,11 +15,14 @@ from PIL import Image
 from minisagan import data, nn, ops, rng
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import attention as commands
+from minisagan.config import Architecture, Config
 from minisagan.look import attention_maps as maps
 from minisagan.look import pictures
-from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.measures import measure
+from minisagan.models import Discriminator, Generator
 from minisagan.run import folder as runs
-from minisagan.train import Config, Training, draw
+from minisagan.sampling import draw
+from minisagan.train import Training
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 
@@ -120,7 +123,7 @@ def test_what_training_logs_of_attention_and_spectral_norm():
     training.advance()
     training.G.attention.gamma.data[...], training.D.attention.gamma.data[...] = 0.3, -0.2
     state = {name: x.copy() for name, x in training.state().items()}
-    found = training.measures()
+    found = measure(training)
     assert all(np.array_equal(x, state[name]) for name, x in training.state().items())  # nothing has moved
     z, labels = rng.normal((8, 12), 0, rng.Stream.Z_G, 1), rng.labels(8, 8, 0, rng.Stream.LABELS_G, 1)
     G, D = training.G.eval(), training.D.eval()
@@ -130,14 +133,14 @@ def test_what_training_logs_of_attention_and_spectral_norm():
     assert found["ratio_g"] > 1e-3 and found["gamma_g"] == np.float32(0.3) and found["gamma_d"] == np.float32(-0.2)
     for name, net in (("g", G), ("d", D)):
         layers = list(net.modules(nn.Layer))
-        sigmas = [np.linalg.norm(layer.u @ ops.spectral._matrix(layer.w, layer.output_axis)) for layer in layers]
+        sigmas = [np.linalg.norm(layer.u @ ops.spectral.matrix(layer.w.data, layer.output_axis)) for layer in layers]
         wanted = min(sigmas), np.median(sigmas), max(sigmas)
         assert [found[f"sigma_{name}_{k}"] for k in ("min", "median", "max")] == pytest.approx(wanted, rel=1e-5)
         assert wanted[0] < wanted[1] < wanted[2]
     bare = replace(config, architecture=replace(config.architecture, attention=None, spectral_norm="discriminator"))
     training = Training(bare, dataset)
     training.advance()
-    assert set(training.measures()) == {"grad_g", "grad_d", "sigma_d_min", "sigma_d_median", "sigma_d_max"}
+    assert set(measure(training)) == {"grad_g", "grad_d", "sigma_d_min", "sigma_d_median", "sigma_d_max"}
 
 
 # gamma = 0

@@ -9,8 +9,9 @@ import pytest
 from minisagan import bench, data, device
 from minisagan.autograd import Tensor, grad
 from minisagan.commands import cli
+from minisagan.config import Config
 from minisagan.ops import relu
-from minisagan.train import Config, Training
+from minisagan.train import Training
 
 
 @pytest.fixture(scope="module")

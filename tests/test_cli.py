@@ -21,7 +21,8 @@ from command_line import ROOT, SMALL, minisagan, refused, start
 
 from minisagan.commands import COMMANDS, cli, progress
 from minisagan.commands.progress import Progress, duration
-from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.config import Architecture
+from minisagan.models import Discriminator, Generator
 from minisagan.run import folder as runs
 from minisagan.run import loop
 

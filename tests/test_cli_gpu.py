@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused
 
-from minisagan import bench, cuda, parity, train
+from minisagan import bench, cuda, parity, sampling
 from minisagan.commands import hardware
-from minisagan.models import Architecture
+from minisagan.config import Architecture, Config
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
-from minisagan.train import Config, Training
+from minisagan.train import Training
 
 apart = command_line.apart  # a fixture
 pytestmark = pytest.mark.usefixtures("apart")
@@ -99,13 +99,13 @@ def test_auto_takes_the_cpu_where_the_gpu_does_not_work(monkeypatch):
 @pytest.fixture
 def few(monkeypatch):
     """Fewer images where a run draws some: the emulation is slow."""
-    draw = train.generate
+    draw = sampling.generate
 
     def generate(generator, z, labels):
         return np.resize(draw(generator, z[:2], labels[:2]), (len(z), 32, 32, 1))
 
     monkeypatch.setattr(loop, "generate", generate)
-    monkeypatch.setattr(train, "STANDING_BATCHES", 2)
+    monkeypatch.setattr(sampling, "STANDING_BATCHES", 2)
 
 
 @one_gpu

@@ -14,7 +14,8 @@ from command_line import SMALL, minisagan, refused
 from minisagan import selfcheck
 from minisagan.autograd import Tensor
 from minisagan.commands import cli, hardware
-from minisagan.models import Architecture, Generator
+from minisagan.config import Architecture
+from minisagan.models import Generator
 from minisagan.run import checkpoint
 from minisagan.selfcheck.table import Case
 

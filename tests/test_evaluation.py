@@ -14,7 +14,7 @@ from minisagan.judge import classifier, metrics
 from minisagan.judge.evaluation import Judge
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
-from minisagan.train import draw
+from minisagan.sampling import draw
 
 apart = command_line.apart  # a fixture
 pytestmark = pytest.mark.usefixtures("apart", "enough")  # in this order

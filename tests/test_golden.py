@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from minisagan import nn, parity, rng
+from minisagan.config import Architecture, Config
 from minisagan.data import batch
-from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.models import Discriminator, Generator
 from minisagan.optim import EMA, Adam, flatten
-from minisagan.train import Config, discriminator_step, generator_step
+from minisagan.train import discriminator_step, generator_step
 
 FILE = Path(__file__).with_name("golden.json")
 CASES = {

@@ -7,11 +7,14 @@ import pytest
 
 from minisagan import cuda, data, parity, rng
 from minisagan.autograd import Tensor
+from minisagan.config import Architecture, Config
 from minisagan.errors import Diverged
-from minisagan.models import Architecture
-from minisagan.optim import EMA, TENSORS, Adam, flatten
+from minisagan.measures import measure
+from minisagan.optim import EMA, Adam, flatten
+from minisagan.optim_cuda import TENSORS
 from minisagan.run import checkpoint
-from minisagan.train import Config, Training, generate
+from minisagan.sampling import generate
+from minisagan.train import Training
 
 
 def parameters(shapes, dtype=np.float32, like=None):
@@ -154,7 +157,7 @@ def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding
         assert error(mine, wanted) < 1e-3
     # Biases that feed batch norms only have a gradient of 0, and Adam steps by lr sign(rounding): of no consequence but
     # to running statistics, which lag behind, and so to the ratios.
-    assert graph.measures() == pytest.approx(cpu.measures(), rel=1e-2)
+    assert measure(graph) == pytest.approx(measure(cpu), rel=1e-2)
     noise = rng.normal((3, ARCH.latent), 0, rng.Stream.SAMPLE_Z, 0), np.array([0, 2, 1])
     images = generate(graph.sampler(), *noise, batch=2)
     np.testing.assert_allclose(images, generate(cpu.sampler(), *noise, batch=2), atol=1e-3, strict=True)

@@ -9,12 +9,13 @@ from command_line import minisagan, refused
 from PIL import Image
 
 from minisagan import data, rng
+from minisagan.config import Architecture
 from minisagan.look import pictures
 from minisagan.look.interpolation import blend_classes, lerp, slerp, way
-from minisagan.models import Architecture, Generator
+from minisagan.models import Generator
 from minisagan.nn import BatchNorm
 from minisagan.run import folder as runs
-from minisagan.train import generate
+from minisagan.sampling import generate
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 

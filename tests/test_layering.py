@@ -12,10 +12,12 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "ranks", "kinks", "cuda", "device", "batch", "primitives", "autograd", "rng"),
-    *("ops.*", "ops"),
-    *("gradcheck", "nn", "models", "selfcheck.table", "selfcheck.*", "selfcheck"),
-    *("optim", "data.download", "data.*", "data"),
+    *("errors", "kinks", "cuda", "processes", "device", "batch", "processes.fork", "primitives", "autograd", "rng"),
+    *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.conv", "ops.cross_entropy"),
+    *("ops.embedding", "ops.hinge", "ops.resample", "ops.spectral", "ops.*_numpy", "ops.*_cuda", "ops"),
+    *("optim", "optim_numpy", "optim_cuda"),
+    *("data.download", "data.*", "data", "config"),
+    *("gradcheck", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
     *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
     *("train", "run.folder", "run.loop", "look.report", "bench", "parity"),
@@ -79,6 +81,9 @@ def wrong_way(module, source):
     return sorted(name for name in found if rank(name) >= rank(module))
 
 
+PAGES = [name for name in MODULES if name.startswith("ops.") and not name.endswith(("_numpy", "_cuda"))]
+
+
 def test_every_module_has_its_place_and_every_place_a_module():
     places = [rank(module) for module in MODULES if module]
     assert set(places) == set(range(len(ORDER)))
@@ -87,6 +92,12 @@ def test_every_module_has_its_place_and_every_place_a_module():
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
     assert wrong_way(module, MODULES[module]) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_ops_page_knows_no_processes_threads_or_devices(page):
+    found = {ours(name) for name in imports(MODULES[page])}
+    assert {name for name in found if name in ("device", "cuda") or str(name).startswith("processes")} == set()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import pytest
 
 from minisagan import nn
 from minisagan.autograd import Tensor, no_tape
+from minisagan.config import Architecture
 from minisagan.errors import UsageError
-from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.models import Discriminator, Generator
 
 
 class Shapes(nn.Init):

@@ -233,7 +233,7 @@ def test_the_kinks_and_a_nan(gpu):
 @pytest.mark.parametrize("C", [3, 33])
 def test_batch_norm_in_few_blocks(gpu, C, monkeypatch):
     """So that a thread has more positions than it takes at once."""
-    monkeypatch.setattr(import_module("minisagan.ops.batch_norm"), "BLOCKS", 5)
+    monkeypatch.setattr(import_module("minisagan.ops.batch_norm_cuda"), "BLOCKS", 5)
     arrays = draw([(2, 60 if C == 3 else 15, 31, C), (2, C), (2, C)])
     for found, expected in zip(*(both_passes(batch_norm, put, arrays) for put in (gpu.put, np.asarray)), strict=True):
         close(gpu.get(found), expected, 1e-12)

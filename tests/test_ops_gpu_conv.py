@@ -1,13 +1,12 @@
 """Convolution, resampling and arithmetic on the GPU: the CPU's values and gradients, repeated bit for bit."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from minisagan import cuda, kinks, ops
 from minisagan.autograd import Tensor, grad
 from minisagan.gradcheck import check, check_adjoint
+from minisagan.ops import conv_cuda
 
 
 def draw(*shapes, dtype=np.float64, seed=0):
@@ -95,7 +94,7 @@ def test_convolution_without_bias(gpu, convolution):
 def test_convolution_with_the_widest_tiles(gpu, dtype, tf32, tolerance, monkeypatch):
     """They are for more work than a test can afford."""
     monkeypatch.setattr(cuda, "tf32", tf32)
-    monkeypatch.setattr(sys.modules["minisagan.ops.conv"], "BLOCKS", 1)
+    monkeypatch.setattr(conv_cuda, "BLOCKS", 1)
     same(ops.conv, draw((1, 9, 15, 20), (3, 3, 20, 132), (132,), dtype=dtype), gpu, tolerance)
     same(conv(2), draw((1, 5, 6, 68), (3, 3, 68, 65), (65,), dtype=dtype), gpu, tolerance)
 

@@ -14,7 +14,7 @@ from command_line import SMALL, minisagan, refused
 
 from minisagan import rng
 from minisagan.commands import attention as commands
-from minisagan.look import attention_maps, report
+from minisagan.look import attention_maps, plot, report
 from minisagan.run import folder as runs
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
@@ -120,6 +120,10 @@ def test_the_maps_are_those_of_the_command(copy, tmp_path, monkeypatch):
     assert base64.b64decode(image["src"].split("base64,")[1]) == (tmp_path / "attention.png").read_bytes()
 
 
+def chart_of(log, title, ylabel, *series):
+    return report._chart(plot.of_log(log, title, ylabel, series))
+
+
 def line(text, k, kind="line"):
     """The points (n, 2) of series k in a chart."""
     path = re.search(rf'class="{kind} [lf]{k}" d="M(.*?)Z?"', text)[1]
@@ -128,7 +132,7 @@ def line(text, k, kind="line"):
 
 def test_a_chart_draws_the_values_where_they_are():
     log = [{"step": k, "loss_d": 2.0, "loss_g": k / 10} for k in range(0, 11)]
-    chart = report._chart("Losses", "loss", (("a", "loss_d"), ("b <b>", "loss_g")), log)
+    chart = chart_of(log, "Losses", "loss", ("a", "loss_d"), ("b <b>", "loss_g"))
     level, rising = line(chart, 0), line(chart, 1)
     assert (level[:, 1] == level[0, 1]).all() and (np.diff(rising[:, 1]) < 0).all()  # up is less
     np.testing.assert_allclose(np.diff(rising[:, 0]), (440 - 58 - 24) / 10, atol=0.11)
@@ -139,22 +143,21 @@ def test_a_chart_draws_the_values_where_they_are():
 
 
 def test_a_band_lies_between_least_and_greatest_and_what_is_not_there_is_left_out():
-    keys = ("low", "mid", "high")
     log = [{"step": k, "low": 0.0, "mid": 1.0 + k / 9, "high": 4.0} for k in range(10)]
     log += [{"step": 10}, {"step": 11, "low": float("nan"), "mid": 1.0, "high": 1.0}]
-    chart = report._chart("Sigma", "sigma", (("x", keys), ("absent", ("a", "b", "c"))), log)
+    chart = chart_of(log, "Sigma", "sigma", ("x", "mid low high"), ("absent", "a b c"))
     band, middle = line(chart, 0, "band"), line(chart, 0)
     assert len(band) == 20 and len(middle) == 10 and "absent" not in chart and "pale" not in chart
     low, high = band[:10, 1], band[10:, 1]
     assert (low == low[0]).all() and (high == high[0]).all()
     np.testing.assert_allclose((low[0] - middle[:, 1]) / (low[0] - high[0]), (1 + np.arange(10) / 9) / 4, atol=0.002)
-    assert report._chart("Sigma", "sigma", (("absent", "a"),), log) == ""
-    assert line(report._chart("One", "x", (("x", "mid"),), log[:1]), 0).shape == (2, 2)  # a lone point can be seen
+    assert chart_of(log, "Sigma", "sigma", ("absent", "a")) == ""
+    assert line(chart_of(log[:1], "One", "x", ("x", "mid")), 0).shape == (2, 2)  # a lone point can be seen
 
 
 def test_a_long_log_is_thinned_to_its_ends():
     log = [{"step": k, "x": float(k % 7)} for k in range(5000)]
-    points = line(report._chart("x", "x", (("x", "x"),), log), 0, "pale")
+    points = line(chart_of(log, "x", "x", ("x", "x")), 0, "pale")
     assert len(points) == 400 and points[0, 0] == 58 and points[-1, 0] == 440 - 24
 
 

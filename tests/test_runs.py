@@ -15,11 +15,11 @@ import pytest
 from command_line import ROOT, minisagan
 
 from minisagan import data, device
+from minisagan.config import Architecture, Config
 from minisagan.errors import DataError, Diverged, Fault, UsageError
-from minisagan.models import Architecture
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
-from minisagan.train import Config, Training
+from minisagan.train import Training
 
 CONFIG = Config(steps=6, batch_size=8, d_steps=2, flip=True, architecture=Architecture(width=8))
 OPTIONS = 2, 2, 3  # sample_every, checkpoint_every, keep

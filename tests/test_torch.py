@@ -17,7 +17,8 @@ import pytest
 
 from minisagan import nn, ops, optim, train
 from minisagan.autograd import Tensor, grad
-from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.config import Architecture
+from minisagan.models import Discriminator, Generator
 
 torch = pytest.importorskip("torch")
 EXAMPLES = Path(__file__).parents[1] / "examples"

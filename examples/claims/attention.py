@@ -43,8 +43,10 @@ import numpy as np
 from common import Clock, budget, carry_out, chosen, command, mean_std, permutation_p, publish, rounded, series, table
 
 from minisagan import data, models, nn, ops, rng
+from minisagan.config import Architecture, Config
 from minisagan.look import plot
-from minisagan.train import Config, Training, generate
+from minisagan.sampling import generate
+from minisagan.train import Training
 
 SIZE, ROWS_APART, HALF_LENGTH, HALF_WIDTH, JITTER = 32, 15, 4.8, 1.6, 1  # pixels
 ANGLES, REACH, WINDOW = 36, 2, 13  # of the decoder: templates, pixels about a bar's place, side of a template
@@ -163,7 +165,7 @@ def start(kind, distance, level, seed, steps):
     """A Training of one of NAMES' kinds on pairs of bars."""
     layer = {"residual": ResidualBlock, "large": LargeResidualBlock}.get(kind, nn.SelfAttention)
     form = "paper" if kind == "paper" else "official"
-    arch = models.Architecture(width=8, classes=0, attention=None if kind == "none" else level, attention_form=form)
+    arch = Architecture(width=8, classes=0, attention=None if kind == "none" else level, attention_form=form)
     with mock.patch.object(models, "SelfAttention", layer):
         return Training(Config("bars", steps=steps, batch_size=32, seed=seed, architecture=arch), dataset(distance))
 

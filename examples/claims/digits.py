@@ -12,10 +12,12 @@ import click
 import numpy as np
 from common import Clock, rounded
 
-from minisagan import data, models, nn
+from minisagan import data, nn
+from minisagan.config import Architecture, Config
 from minisagan.errors import Diverged
 from minisagan.judge.evaluation import Judge
-from minisagan.train import Config, Training, draw
+from minisagan.sampling import draw
+from minisagan.train import Training
 
 SAMPLES, MEASUREMENTS = 500, 10
 COLUMNS = ("step", "seconds", "distance", "accuracy", "grad_g", "grad_d", "sigma_g", "sigma_d")
@@ -50,7 +52,7 @@ def heading(logs, dataset):
 def start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
     """The Training of a run: width 8, batch 32, attention at 16x16; the rest is the package's default."""
     digits = load(dataset)
-    arch = models.Architecture(
+    arch = Architecture(
         size=digits.size, channels=digits.channels, classes=len(digits.classes), width=8, spectral_norm=spectral_norm
     )
     config = Config(

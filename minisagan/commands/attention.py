@@ -12,7 +12,7 @@ from minisagan.errors import UsageError
 from minisagan.judge.evaluation import Judge
 from minisagan.look import attention_maps, pictures
 from minisagan.run import folder as runs
-from minisagan.train import draw, latents
+from minisagan.sampling import draw, latents
 
 MEASURED = 256  # images that the measures and the causal test are taken over
 

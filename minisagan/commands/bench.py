@@ -7,8 +7,8 @@ import click
 
 from minisagan import bench, device, parity
 from minisagan.commands import hardware
-from minisagan.models import Architecture
-from minisagan.train import Config, Training
+from minisagan.config import Architecture, Config
+from minisagan.train import Training
 
 
 @click.command(short_help="Time whole training steps, and each op in them.")

@@ -9,7 +9,7 @@ from minisagan import device
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.train import draw
+from minisagan.sampling import draw
 
 ROW = "{:28}{:>12}{:>12}"
 

@@ -9,7 +9,7 @@ from minisagan.errors import UsageError
 from minisagan.look import pictures
 from minisagan.look.interpolation import blend_classes, lerp, slerp, way
 from minisagan.run import folder as runs
-from minisagan.train import generate, latents
+from minisagan.sampling import generate, latents
 
 COLUMNS, WIDE = 5, 112  # in a frame of the film: images side by side, and the least width of one in pixels
 MILLISECONDS = 80  # for which a frame is shown

@@ -13,7 +13,7 @@ from minisagan.commands import choices, hardware
 from minisagan.errors import Fault, UsageError
 from minisagan.look import pictures
 from minisagan.run import folder as runs
-from minisagan.train import BATCH, draw
+from minisagan.sampling import BATCH, draw
 
 
 @click.command(short_help="Draw images with a trained generator.")

@@ -17,10 +17,10 @@ import click
 from minisagan import data, device
 from minisagan.commands import hardware
 from minisagan.commands.progress import Progress, duration
+from minisagan.config import RECIPES, Config, recipe
 from minisagan.errors import DataError, UsageError
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
-from minisagan.train import RECIPES, Config, recipe
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
 VARYING = {"size"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))

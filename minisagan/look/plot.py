@@ -1,9 +1,12 @@
-"""Charts: series of numbers as lines in panels.
+"""Charts: series of numbers as lines between axes, in pixels or as SVG.
 
-They are drawn at twice their size and shrunk with Lanczos' filter, for smooth lines and letters.
+A chart is laid out once, as marks in pixels from the upper left corner; each of the two has a way to write a mark.
+Pixels are drawn at twice their size and shrunk with Lanczos' filter, for smooth lines and letters. SVG gives marks
+classes, for a style sheet: their kind, and for the colour l0, l1, ... of a line and f0, f1, ... of an area.
 """
 
-from dataclasses import dataclass
+from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -12,10 +15,26 @@ from minisagan.look.pictures import SERIES, draw_text, length, strip, write_png
 
 AXIS, RULE = "#999999", "#E8E8E8"
 DENSE = 200  # points: a series of as many is drawn pale, with its running mean over it
+POINTS = 400  # of a line in SVG: beyond, it is thinned
+TEXTS = {"title": ("lm", 28), "start": ("lm", 24), "middle": ("mm", 24), "end": ("rm", 24)}  # anchor, doubled size
+WIDTHS = {"rule": 1, "axis": 1, "pale": 1, "line": 2, "key": 4}  # the kinds of lines
+
+# What is drawn of a run's log: title, ylabel, series. A series is a label and a key, or three: a middle, low and high.
+CHARTS = (
+    ("Losses", "loss", (("discriminator", "loss_d"), ("generator", "loss_g"))),
+    ("Scores", "mean D", (("D(real)", "d_real"), ("D(fake)", "d_fake"))),
+    ("Attention: the gate", "gamma", (("discriminator", "gamma_d"), ("generator", "gamma_g"))),
+    ("Attention: what comes through", "|gamma o| / |x|", (("discriminator", "ratio_d"), ("generator", "ratio_g"))),
+    ("Gradients", "norm", (("discriminator", "grad_d"), ("generator", "grad_g"))),
+    ("Spectral norm", "sigma", (("discriminator", "sigma_d_median sigma_d_min sigma_d_max"),
+                                ("generator", "sigma_g_median sigma_g_min sigma_g_max"))),
+    ("Frechet distance", "distance", (("few images", "frechet"),)),
+    ("Asked-for class", "accuracy", (("few images", "accuracy"),)),
+)  # fmt: skip
+ALWAYS, WHERE_LOGGED = ("Losses", "Scores"), ("Attention: the gate", "Frechet distance")  # in curves.png
 
 
-@dataclass
-class Panel:
+class Panel(NamedTuple):
     """A pair of axes. A series is (label, xs, ys) or, with an error band, (label, xs, ys, low, high)."""
 
     title: str
@@ -24,25 +43,38 @@ class Panel:
     series: list
 
 
+class Mark(NamedTuple):
+    """A part of a chart: a kind of line or text, or a band or dots; its points (x, y); of which series it is."""
+
+    kind: str
+    points: list
+    text: str = ""
+    series: int | None = None
+
+
+def of_log(records, title, ylabel, series):
+    """The Panel of one of CHARTS, of a log, a list of dicts.
+
+    What a record lacks, or has as None, is left out; a NaN leaves a gap, in a band and its middle together.
+    """
+    found = []
+    for label, keys in series:
+        keys = ["step", *keys.split()]
+        rows = [[r[key] for key in keys] for r in records if all(r.get(key) is not None for key in keys)]
+        table = np.array(rows, float).reshape(-1, len(keys)).T  # (2 or 4, n)
+        table[1:, ~np.isfinite(table).all(0)] = np.nan
+        found.append((label, *table))
+    return Panel(title, "step", ylabel, found)
+
+
 def curves(path, records):
     """Draws a run's log, a list of dicts, as a picture (H, W, 3); writes it to `path` unless that is None.
 
-    Keys: step, loss_d, loss_g, d_real, d_fake, gamma_d, gamma_g, frechet. What a record lacks, or has as None, is
-    left out; a NaN leaves a gap. A run that logs no gamma, or no Frechet distance, has no panel for it.
+    A run that logs no gamma, or no Frechet distance, has no panel for it.
     """
-    def series(label, key):
-        points = [(r["step"], r[key]) for r in records if None not in (r.get("step"), r.get(key))]
-        return label, *np.array(points, float).reshape(-1, 2).T
-
-    losses = [series("discriminator", "loss_d"), series("generator", "loss_g")]
-    outputs = [series("D(real)", "d_real"), series("D(fake)", "d_fake")]
-    gammas = [series("discriminator", "gamma_d"), series("generator", "gamma_g")]
-    panels = [Panel("Losses", "step", "loss", losses), Panel("Discriminator", "step", "mean output", outputs)]
-    if any(len(xs) for _, xs, _ in gammas):
-        panels.append(Panel("Attention", "step", "gamma", gammas))
-    if len((distance := series("samples v. test images", "frechet"))[1]):
-        panels.append(Panel("Frechet distance", "step", "distance", [distance]))
-    image = plot(panels)
+    panels = [of_log(records, *chart) for chart in CHARTS]
+    logged = lambda panel: any(len(xs) for _, xs, *_ in panel.series)
+    image = plot([p for p in panels if p.title in ALWAYS or p.title in WHERE_LOGGED and logged(p)])
     if path is not None:
         write_png(path, image)
     return image
@@ -54,21 +86,43 @@ def plot(panels, columns=1, width=900, height=250):
     Panels with one xlabel share its range. What is not finite leaves a gap. A series of 200 points or more,
     and without a band, is drawn pale under its running mean.
     """
-    rows, wide, high = -(-len(panels) // columns), 2 * width // columns, 2 * height
-    drawn = [[_series(*s) for s in panel.series] for panel in panels]
-    values = lambda name: [x for p, s in zip(panels, drawn, strict=True) if p.xlabel == name for x, _ in s]
-    x_axes = [Axis(values(panel.xlabel), wide // 220, 0) for panel in panels]
-    y_axes = [Axis([y.ravel() for _, y in series], 6, 0.05) for series in drawn]
-    left = 76 + max(length(label, 24) for axis in y_axes for label in axis.labels)  # the same for all
-    image = Image.new("RGB", (2 * width, rows * high), "white")
-    for k, args in enumerate(zip(panels, drawn, x_axes, y_axes, strict=True)):
-        image.paste(_draw_panel(*args, left, wide, high), (k % columns * wide, k // columns * high))
+    rows, wide = -(-len(panels) // columns), width // columns
+    scales = _scales(panels, wide)
+    left = 38 + max(length(label, 24) for _, _, y_axis in scales for label in y_axis.labels) / 2  # the same for all
+    image = Image.new("RGB", (2 * width, 2 * rows * height), "white")
+    pen = ImageDraw.Draw(image, "RGBA")  # with this mode it blends
+    for k, (panel, scale) in enumerate(zip(panels, scales, strict=True)):
+        x, y = k % columns * wide, k // columns * height
+        header, top = _header(panel, x + left, y + 20, x + wide - 32)
+        for mark in [*header, *_layout(panel.xlabel, *scale, x + left, top, x + wide - 32, y + height - 40)]:
+            _draw(pen, mark)
+        side = Image.fromarray(strip(32, 1 + length(panel.ylabel, 24), 3, 24, "lm", [(0, 16, panel.ylabel)]))
+        image.paste(side.rotate(90, expand=True), (2 * x + 16, top + y + height - 40 - side.width // 2))
     return np.asarray(image.resize((width, rows * height), Image.LANCZOS))
 
 
-def _series(label, xs, ys, *band):
-    """x (n,) and y (1 or 3, n) in float64; what cannot be drawn is NaN."""
-    table = np.array([xs, ys, *band], float)
+def svg(panel, width=440, height=220):
+    """The panel as the text of an SVG element, without its title and legend: those are the page's."""
+    (scale,) = _scales([panel], width)
+    name = escape(f"{panel.title}: {panel.ylabel} by {panel.xlabel}")
+    marks = _layout(panel.xlabel, *scale, 58, 10, width - 24, height - 36)
+    inside = "".join(map(_element, marks))
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">{inside}</svg>'
+
+
+def _scales(panels, width):
+    """(series, x axis, y axis) of each panel of this width."""
+    tables = [[_table(s) for s in panel.series] for panel in panels]
+    values = lambda name: [x for p, s in zip(panels, tables, strict=True) if p.xlabel == name for x, _ in s]
+    return [
+        (series, Axis(values(panel.xlabel), width // 110, 0), Axis([y.ravel() for _, y in series], 6, 0.05))
+        for panel, series in zip(panels, tables, strict=True)
+    ]
+
+
+def _table(series):
+    """x (n,) and y (1 or 3, n) of a series, in float64; what cannot be drawn is NaN."""
+    table = np.array(series[1:], float)
     table[~(np.abs(table) < 1e30)] = np.nan
     table[1:, np.isnan(table[0])] = np.nan
     return table[0], table[1:]
@@ -97,60 +151,78 @@ class Axis:
         return begin + (values - self.low) / (self.high - self.low) * (end - begin)
 
 
-def _draw_panel(panel, series, x_axis, y_axis, left, width, height):
-    """The panel as an image of double size; the axes begin at x = `left`."""
-    image = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(image, "RGBA")  # with this mode it blends
-    right, bottom, y = width - 64, height - 80, 40
-    draw_text(pen, left, y, panel.title, 28, "lm")
-    x = left + length(panel.title, 28) + 56
-    colours = [SERIES[k % len(SERIES)] for k in range(len(series))]
-    for (label, *_), colour in zip(panel.series, colours, strict=True):  # the legend wraps
-        if x + 52 + length(label, 24) > right:
-            x, y = left, y + 36
-        pen.line((x, y, x + 40, y), colour, 8)
-        draw_text(pen, x + 52, y, label, 24, "lm")
-        x += 92 + length(label, 24)
-    top = y + 36
+def _layout(xlabel, series, x_axis, y_axis, left, top, right, bottom):
+    """The marks of a chart between axes at these places, in the order in which they are drawn."""
     for y, label in zip(y_axis.place(y_axis.ticks, bottom, top), y_axis.labels, strict=True):
-        pen.line((left, y, right, y), RULE, 2)
-        draw_text(pen, left - 12, y, label, 24, "rm")
+        yield Mark("rule", [(left, y), (right, y)])
+        yield Mark("end", [(left - 6, y)], label)
     for x, label in zip(x_axis.place(x_axis.ticks, left, right), x_axis.labels, strict=True):
-        pen.line((x, bottom, x, bottom + 8), AXIS, 2)
-        draw_text(pen, x, bottom + 26, label, 24, "mm")
-    draw_text(pen, (left + right) / 2, bottom + 56, panel.xlabel, 24, "mm")
-    side = Image.fromarray(strip(32, 1 + length(panel.ylabel, 24), 3, 24, "lm", [(0, 16, panel.ylabel)]))
-    image.paste(side.rotate(90, expand=True), (16, (top + bottom - side.width) // 2))
-
+        yield Mark("axis", [(x, bottom), (x, bottom + 4)])
+        yield Mark("middle", [(x, bottom + 13)], label)
+    yield Mark("middle", [((left + right) / 2, bottom + 28)], xlabel)
     placed = [(x_axis.place(x, left, right), y_axis.place(y, bottom, top)) for x, y in series]
-    for draw in (_draw_below, _draw_line):
-        for (x, y), colour in zip(placed, colours, strict=True):
-            draw(pen, x, y, colour)
+    marks = [mark for k, (x, y) in enumerate(placed) for mark in _drawn(k, x, y)]
+    yield from sorted(marks, key=lambda mark: mark.kind in ("line", "dots"))  # over what is pale
     if all(np.isnan(y).all() for _, y in placed):
-        draw_text(pen, (left + right) / 2, (top + bottom) / 2, "no values yet", 24, "mb")
-    pen.line((left, top, left, bottom, right, bottom), AXIS, 2)
-    return image
+        yield Mark("middle", [((left + right) / 2, (top + bottom) / 2)], "no values yet")
+    yield Mark("axis", [(left, top), (left, bottom), (right, bottom)])
 
 
-def _draw_below(pen, x, y, colour):
-    """What lies below the lines: the error band, or the values of a dense series."""
-    pale = tuple(255 - (255 - value) // 3 for value in ImageColor.getrgb(colour))
-    for run in _runs(y):
-        middle, *band = [list(zip(x[run], row[run], strict=True)) for row in y]
-        if band:
-            pen.polygon(band[0] + band[1][::-1], colour + "40")
-        elif len(x) >= DENSE:
-            pen.line(middle, pale, 2)
-
-
-def _draw_line(pen, x, y, colour):
+def _drawn(k, x, y):
+    """The marks of series k: its error band, or if it is dense its values, then its lines."""
     dense = len(y) == 1 and len(x) >= DENSE
+    for run in _runs(y) if dense or len(y) > 1 else ():
+        middle, *band = [list(zip(x[run], row[run], strict=True)) for row in y]
+        yield Mark("band", band[0] + band[1][::-1], series=k) if band else Mark("pale", middle, series=k)
     for run in _runs(y[:1]):
         row = running_mean(y[0, run], len(x) // 40) if dense else y[0, run]
         points = list(zip(x[run], row, strict=True))
-        pen.line(points, colour, 4, joint=None if dense else "curve")
-        for a, b in points if len(run) == 1 or len(x) <= 30 else ():
-            pen.ellipse((a - 6, b - 6, a + 6, b + 6), colour)
+        yield Mark("line", points if len(run) > 1 else 2 * points, series=k)
+        if len(run) == 1 or len(x) <= 30:
+            yield Mark("dots", points, series=k)
+
+
+def _header(panel, left, y, right):
+    """The marks of the title and, behind it, of the legend, which wraps; and where below them the axes begin."""
+    x, marks = left + length(panel.title, 28) / 2 + 28, [Mark("title", [(left, y)], panel.title)]
+    for k, (label, *_) in enumerate(panel.series):
+        wide = length(label, 24) / 2
+        if x + 26 + wide > right:
+            x, y = left, y + 18
+        marks += Mark("key", [(x, y), (x + 20, y)], series=k), Mark("start", [(x + 26, y)], label)
+        x += 46 + wide
+    return marks, y + 18
+
+
+def _draw(pen, mark):
+    kind, points = mark.kind, [(2 * x, 2 * y) for x, y in mark.points]
+    colour = SERIES[mark.series % len(SERIES)] if mark.series is not None else RULE if kind == "rule" else AXIS
+    if kind in TEXTS:
+        anchor, size = TEXTS[kind]
+        draw_text(pen, *points[0], mark.text, size, anchor)
+    elif kind == "band":
+        pen.polygon(points, colour + "40")
+    elif kind == "dots":
+        for x, y in points:
+            pen.ellipse((x - 6, y - 6, x + 6, y + 6), colour)
+    else:
+        if kind == "pale":
+            colour = tuple(255 - (255 - value) // 3 for value in ImageColor.getrgb(colour))
+        smooth = kind == "line" and len(points) < DENSE
+        pen.line(points, colour, 2 * WIDTHS[kind], joint="curve" if smooth else None)
+
+
+def _element(mark):
+    """The mark as an element of SVG."""
+    kind, k = mark.kind, mark.series
+    if kind in TEXTS:
+        ((x, y),) = mark.points
+        return f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{kind}">{escape(mark.text)}</text>'
+    kept = np.linspace(0, len(mark.points) - 1, min(len(mark.points), POINTS)).astype(int)
+    points = [f"{x:.1f},{y:.1f}" for x, y in (mark.points[i] for i in kept)]
+    way = "M" + ("h0M".join(points) + "h0" if kind == "dots" else "L".join(points) + "Z" * (kind == "band"))
+    colour = "" if k is None else f" f{k}" if kind == "band" else f" l{k}"
+    return f'<path class="{kind}{colour}" d="{way}"/>'
 
 
 def _runs(ys):

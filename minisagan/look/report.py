@@ -16,11 +16,8 @@ from minisagan.judge import evaluation
 from minisagan.look import attention_maps, pictures, plot
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.train import latents
+from minisagan.sampling import latents
 
-WIDTH, HEIGHT = 440, 220  # of a chart
-LEFT, RIGHT, BOTTOM = 58, 24, 36  # the room for its axes' labels
-POINTS = 400  # of a line: beyond, it is thinned
 SHOWN, MEASURED = 6, 64  # images in the picture of attention; that its numbers are means over
 
 STYLE = """
@@ -44,26 +41,13 @@ th { font-weight: 500; color: var(--soft); min-width: 8.5rem; } td { overflow-wr
 .legend { display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: 0.85rem; }
 .legend i { display: inline-block; width: 1.1rem; height: 3px; vertical-align: middle; margin-right: 0.35rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.rule { stroke: var(--rule); } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.pale { fill: none; stroke-width: 1; opacity: 0.35; } .band { opacity: 0.18; stroke: none; }
+.rule, .axis, .pale, .line, .dots { fill: none; } .rule { stroke: var(--rule); } .axis { stroke: var(--soft); }
+.line { stroke-width: 2; stroke-linejoin: round; } .dots { stroke-width: 6; stroke-linecap: round; }
+.pale { opacity: 0.35; } .band { opacity: 0.18; }
 """ + "".join(
     f".i{k} {{ background: var(--s{k}); }} .l{k} {{ stroke: var(--s{k}); }} .f{k} {{ fill: var(--s{k}); }}\n"
     for k in range(4)
 )
-
-CHARTS = (  # title, what is on the y axis, series: label and key of the log, or keys of least, middle and greatest
-    ("Losses", "loss", (("discriminator", "loss_d"), ("generator", "loss_g"))),
-    ("Scores", "mean D", (("D(real)", "d_real"), ("D(fake)", "d_fake"))),
-    ("Attention: the gate", "gamma", (("discriminator", "gamma_d"), ("generator", "gamma_g"))),
-    ("Attention: what comes through", "|gamma o| / |x|", (("discriminator", "ratio_d"), ("generator", "ratio_g"))),
-    ("Gradients", "norm", (("discriminator", "grad_d"), ("generator", "grad_g"))),
-    ("Spectral norm", "sigma", tuple(
-        (name, tuple(f"sigma_{key}_{which}" for which in ("min", "median", "max")))
-        for name, key in (("discriminator", "d"), ("generator", "g"))
-    )),
-    ("Frechet distance", "distance", (("few images", "frechet"),)),
-    ("Asked-for class", "accuracy", (("few images", "accuracy"),)),
-)  # fmt: skip
 
 
 def page(folder):
@@ -133,58 +117,23 @@ def _pictures(folder):
 
 
 def _charts(log):
-    cards = [_chart(*chart, log) for chart in CHARTS]
     text = (
-        "Pale: every logged value; full: their running mean. Behind a name: its last value. Spectral norm: the median "
-        "of the layers, from the least to the greatest; sigma is that of the weights before they are divided by it."
+        "Pale: every one of many logged values; full: their running mean. Behind a name: its last value. Spectral "
+        "norm: the median of the layers, from the least to the greatest, before the weights are divided by it."
     )
-    return _section("curves", "Curves", text, *(card for card in cards if card))
+    return _section("curves", "Curves", text, *(_chart(plot.of_log(log, *chart)) for chart in plot.CHARTS))
 
 
-def _chart(title, ylabel, series, log):
-    """A card with the chart of what the log has of these series; "" if that is nothing."""
-    found = []
-    for k, (label, keys) in enumerate(series):
-        keys = (keys,) if isinstance(keys, str) else keys
-        rows = [[r["step"], *(r[key] for key in keys)] for r in log if all(key in r for key in keys)]
-        table = np.array(rows, float).reshape(-1, 1 + len(keys))
-        table = table[np.isfinite(table).all(1)].T  # (1 + keys, n)
-        if table.size:
-            found.append((k, label, table))
-    if not found:
+def _chart(panel):
+    """A card with the chart of this panel; "" if it has no values."""
+    legend = [
+        f'<span><i class="i{k}"></i>{html.escape(label)} {values[np.isfinite(values)][-1]:.4g}</span>'
+        for k, (label, _, values, *_) in enumerate(panel.series) if np.isfinite(values).any()
+    ]  # fmt: skip
+    if not legend:
         return ""
-    x_axis = plot.Axis([table[0] for _, _, table in found], 4, 0)
-    y_axis = plot.Axis([table[1:].ravel() for _, _, table in found], 5, 0.05)
-    x = lambda values: x_axis.place(values, LEFT, WIDTH - RIGHT)
-    y = lambda values: y_axis.place(values, HEIGHT - BOTTOM, 10)
-    svg = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{title}: {ylabel} by step")}">']
-    for place, label in zip(y(y_axis.ticks), y_axis.labels, strict=True):
-        svg.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        svg.append(f'<text x="{LEFT - 7}" y="{place + 4:.1f}" text-anchor="end">{label}</text>')
-    for place, label in zip(x(x_axis.ticks), x_axis.labels, strict=True):
-        svg.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{label}</text>')
-    svg.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">step</text>')
-    legend = []
-    for k, label, (steps, *values) in found:
-        at, middle = x(steps), values[len(values) // 2]
-        if len(values) == 3:
-            there, back = _path(at, y(values[0])), _path(at[::-1], y(values[2][::-1]))
-            svg.append(f'<path class="band f{k}" d="{there}L{back[1:]}Z"/>')
-            svg.append(f'<path class="line l{k}" d="{_path(at, y(middle))}"/>')
-        else:
-            smooth = plot.running_mean(middle, len(middle) // 40)
-            svg.append(f'<path class="pale l{k}" d="{_path(at, y(middle))}"/>')
-            svg.append(f'<path class="line l{k}" d="{_path(at, y(smooth))}"/>')
-        legend.append(f'<span><i class="i{k}"></i>{html.escape(label)} {middle[-1]:.4g}</span>')
-    name = f"{html.escape(title)} <span class=\"soft\">({html.escape(ylabel)})</span>"
-    return _card(name, f'<div class="legend">{"".join(legend)}</div>\n{"".join(svg)}</svg>')
-
-
-def _path(xs, ys):
-    """The line through these points, thinned to POINTS of them, as an SVG path; a lone one is a short dash."""
-    kept = np.linspace(0, len(xs) - 1, min(len(xs), POINTS)).astype(int)
-    points = [f"{a:.1f},{b:.1f}" for a, b in zip(xs[kept], ys[kept], strict=True)]
-    return "M" + "L".join(points if len(points) > 1 else [points[0], f"{xs[0] + 4:.1f},{ys[0]:.1f}"])
+    name = f'{html.escape(panel.title)} <span class="soft">({html.escape(panel.ylabel)})</span>'
+    return _card(name, f'<div class="legend">{"".join(legend)}</div>\n{plot.svg(panel)}')
 
 
 def _attention(generator, about):

@@ -1,5 +1,5 @@
-// ReLU and tanh (activation.py). A thread takes EACH elements, a block's width apart: neighbouring threads touch
-// neighbouring elements, and EACH of them are on their way to a thread at a time.
+// ReLU and tanh (activation.py). A thread computes EACH elements, a block's width apart, so that neighbouring threads
+// read neighbouring elements and each thread has EACH loads under way at a time.
 
 #define EACH 4
 #define EACH_ELEMENT(i, size)                                                                          \

@@ -6,46 +6,39 @@
 
 import numpy as np
 
-from minisagan import cuda, device, kinks
+from minisagan import kinks
 from minisagan.autograd import Tensor
-
-kernels = cuda.Kernels(__file__)
+from minisagan.primitives import primitive
 
 
 def relu(x):
     """max(x, 0), element by element, any shape; the derivative at 0 is 0."""
     on = kinks.chosen(lambda: x.data > 0)  # None, except in a gradient check
-    if on is None and cuda.on_gpu(x.data):
-        y = _each("relu", x.data)
-        return Tensor(y, (x,), lambda g, needs: (_each("relu_backward", y, g),))
-    y = device.elementwise(_positive, x.data) if on is None else x.data * on
-
-    def vjp(g, needs):
-        return (device.elementwise(_gated, g, y) if on is None else g * on,)
-
-    return Tensor(y, (x,), vjp)
+    y = relu_forward(x.data) if on is None else x.data * on
+    return Tensor(y, (x,), lambda g, needs: (relu_backward(y, g),), "relu")
 
 
 def tanh(x):
     """tanh(x), element by element, any shape: values in (-1, 1)."""
-    if cuda.on_gpu(x.data):
-        y = _each("tanh_forward", x.data)
-        return Tensor(y, (x,), lambda g, needs: (_each("tanh_backward", y, g),))
-    y = np.tanh(x.data)
-    return Tensor(y, (x,), lambda g, needs: (g * (1 - y * y),))
+    y = tanh_forward(x.data)
+    return Tensor(y, (x,), lambda g, needs: (tanh_backward(y, g),), "tanh")
 
 
-def _each(kernel, *arrays):
-    """What the kernel makes of arrays of one shape on the GPU, element by element."""
-    arrays = [cuda.cupy().ascontiguousarray(a) for a in arrays]
-    y = np.empty_like(arrays[0])
-    kernels(kernel, cuda.blocks_for(y.size, 4 * 256), 256, *arrays, y, y.size)
-    return y
+@primitive
+def relu_forward(x):
+    return np.maximum(x, 0)
 
 
-def _positive(x, out):
-    np.maximum(x, np.zeros(x.shape[-1:], x.dtype), out=out)  # a row of zeros: twice as fast as a scalar 0
+@primitive
+def relu_backward(y, g):
+    return g * (y > 0)
 
 
-def _gated(g, y, out):
-    np.multiply(g, y > 0, out=out)
+@primitive
+def tanh_forward(x):
+    return np.tanh(x)
+
+
+@primitive
+def tanh_backward(y, g):
+    return g * (1 - y * y)

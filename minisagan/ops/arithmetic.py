@@ -7,14 +7,15 @@
     y = a @ b     da = g b^T    db = a^T g
     y = sum a     da = g, repeated;  reshape and transpose put g back as a was
 
-An operand that was broadcast gets its cotangent summed over the axes it was repeated along. Sums over the
-first axis are made as sums over a batch are (ranks.py): in an order that is the same for any number of processes.
+An operand that was broadcast gets its cotangent summed over the axes it was repeated along. A sum that includes the
+first axis is taken for one over the batch (batch.py), so its bits are the same for any number of processes.
 """
 
 import numpy as np
 
-from minisagan import cuda, device, ranks
+from minisagan import batch
 from minisagan.autograd import Tensor
+from minisagan.primitives import primitive
 
 
 def add(a, b):
@@ -25,7 +26,7 @@ def add(a, b):
     def vjp(g, needs):
         return [_summed_to(g, shape) if need else None for shape, need in zip(shapes, needs, strict=True)]
 
-    return Tensor(device.elementwise(np.add, a.data, b.data), (a, b), vjp)
+    return Tensor(a.data + b.data, (a, b), vjp, "add")
 
 
 def multiply(a, b):
@@ -39,7 +40,7 @@ def multiply(a, b):
             _summed_to(g * ad, bd.shape) if needs[1] else None,
         )
 
-    return Tensor(ad * bd, (a, b), vjp)
+    return Tensor(ad * bd, (a, b), vjp, "multiply")
 
 
 def divide(a, b):
@@ -53,7 +54,7 @@ def divide(a, b):
             _summed_to(-g * y / bd, bd.shape) if needs[1] else None,
         )
 
-    return Tensor(y, (a, b), vjp)
+    return Tensor(y, (a, b), vjp, "divide")
 
 
 def subtract(a, b):
@@ -68,44 +69,56 @@ def matmul(a, b):
     ad, bd = a.data, b.data
     if ad.ndim < 2 or bd.ndim < 2:
         raise ValueError(f"matmul takes matrices or stacks of them, not shapes {ad.shape} and {bd.shape}")
-    product = cuda.matmul if cuda.on_gpu(ad) else np.matmul
 
-    def over_rows(a, g):
-        if a.ndim > 2 or cuda.on_gpu(a):
-            return product(a.swapaxes(-1, -2), g)
-        return ranks.batch_product(a, g)
+    def transposed_product(a, g):
+        return product(a.swapaxes(-1, -2), g)
 
     def vjp(g, needs):
-        return (
-            _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape) if needs[0] else None,
-            _summed_to(over_rows(ad, g), bd.shape) if needs[1] else None,
-        )
+        da = db = None
+        if needs[0]:
+            da = _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape)
+        if needs[1] and ad.ndim == bd.ndim == 2:  # the rows of a are images, and b is shared by them
+            db = batch.sum(transposed_product, ad, g)
+        elif needs[1]:
+            db = _summed_to(transposed_product(ad, g), bd.shape)
+        return da, db
 
-    return Tensor(product(ad, bd), (a, b), vjp)
+    return Tensor(product(ad, bd), (a, b), vjp, "matmul")
+
+
+@primitive
+def product(a, b):
+    return a @ b  # (..., M, K) @ (..., K, N) -> (..., M, N)
 
 
 def reshape(x, shape):
     """x with another shape of the same size."""
     before = x.shape
-    return Tensor(x.data.reshape(shape), (x,), lambda g, needs: (g.reshape(before),))
+    return Tensor(x.data.reshape(shape), (x,), lambda g, needs: (g.reshape(before),), "reshape")
 
 
 def transpose(x, axes=None):
     """x with its axes in the order `axes` (default: reversed)."""
     back = None if axes is None else tuple(np.argsort([axis % x.ndim for axis in axes]))
-    return Tensor(x.data.transpose(axes), (x,), lambda g, needs: (g.transpose(back),))
+    return Tensor(x.data.transpose(axes), (x,), lambda g, needs: (g.transpose(back),), "transpose")
 
 
 def sum(x, axis=None, keepdims=False):
     """The sum over `axis` (default: all): each summed element gets the sum's cotangent."""
     shape = x.shape
+    axes = set(range(x.ndim)) if axis is None else {a % x.ndim for a in np.atleast_1d(axis).tolist()}
+    y = x.data.sum(axis=tuple(axes - {0}), keepdims=True)
+    if 0 in axes:
+        y = batch.sum(lambda y: y.sum(0, keepdims=True), y)
+    if not keepdims:
+        y = y.reshape([size for a, size in enumerate(shape) if a not in axes])
 
     def vjp(g, needs):
         if axis is not None and not keepdims:
             g = np.expand_dims(g, axis)
         return (np.broadcast_to(g, shape),)
 
-    return Tensor(x.data.sum(axis=axis, keepdims=keepdims), (x,), vjp)
+    return Tensor(y, (x,), vjp, "sum")
 
 
 def mean(x, axis=None, keepdims=False):
@@ -125,17 +138,15 @@ def _constant(value, like):
         return value
     if np.isscalar(value):
         return Tensor(like.dtype.type(value))
-    return Tensor((cuda.cupy() if cuda.on_gpu(like) else np).asarray(value, like.dtype))
+    return Tensor(np.asarray(value, like.dtype, like=like[...]))  # [...] makes an array of one of NumPy's scalars
 
 
 def _summed_to(g, shape):
     """The transpose of broadcasting `shape` to g's shape: sum over the axes that were repeated."""
     if g.shape == shape:
         return g
-    if (extra := g.ndim - len(shape)) and not cuda.on_gpu(g):
-        g = ranks.batch_sum(g.sum(axis=tuple(range(1, extra))))
-    else:
-        g = g.sum(axis=tuple(range(extra)))
+    if extra := g.ndim - len(shape):
+        g = batch.sum(lambda g: g.sum(0), g.sum(axis=tuple(range(1, extra))))
     return g.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1 != g.shape[i]), keepdims=True)
 
 

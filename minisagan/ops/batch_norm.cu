@@ -1,4 +1,4 @@
-// Batch normalisation (batch_norm.py) of x (N, P, C), P = H W positions; rows are the N P vectors of C channels.
+// Batch normalisation (batch_norm_cuda.py) of x (N, P, C), P = H W positions; rows are the N P vectors of C channels.
 //
 // A block is blockDim.x channels by blockDim.y rows, and a thread goes down its channel's rows: neighbouring threads
 // read neighbouring channels, whatever C is, and GROUP rows are on their way to each thread at a time. What the
@@ -97,11 +97,11 @@ extern "C" __global__ void update_running(real* running_mean, real* running_var,
   running_var[c] += rate * (var[c] - running_var[c]);
 }
 
-// y = gain xhat + bias, and 0 for negative ones with `relu`, or where `on` is given and false; n is blockIdx.z.
+// y = gain xhat + bias, and 0 for negative ones with `relu`; n is blockIdx.z.
 extern "C" __global__ void normalise(const real* __restrict__ x, const real* __restrict__ mean,
                                      const real* __restrict__ var, const real* __restrict__ gain,
-                                     const real* __restrict__ bias, const bool* __restrict__ on, real* __restrict__ y,
-                                     int P, int C, int step, int stride, int relu, real eps) {
+                                     const real* __restrict__ bias, real* __restrict__ y, int P,
+                                     int C, int step, int stride, int relu, real eps) {
   int c = THREAD, n = blockIdx.z, first = blockIdx.y * step, end = min(first + step, P);
   if (c >= C) return;
   Channel channel(mean, var, gain, bias, n, c, stride, eps);
@@ -112,21 +112,18 @@ extern "C" __global__ void normalise(const real* __restrict__ x, const real* __r
     for (int k = 0, q = p; k < GROUP && q < end; k++, q += blockDim.y) {
       size_t i = image + size_t(q) * C;
       real value = channel.y(channel.xhat(xs[k]));
-      bool off = on ? !on[i] : relu && value < 0;  // so that a NaN stays one
-      y[i] = off ? real(0) : value;
+      y[i] = relu && value < 0 ? real(0) : value;  // so that a NaN stays one
     }
   }
 }
 
 // Where y was set to 0, the cotangent is 0.
-__device__ inline real gated(real g, real y, const bool* on, size_t i, int relu) {
-  return (on ? on[i] : !relu || y > 0) ? g : real(0);
-}
+__device__ inline real gated(real g, real y, int relu) { return !relu || y > 0 ? g : real(0); }
 
 // sum g and sum g xhat over `step` positions of an image: both (N, chunks, C).
 extern "C" __global__ void sums(const real* __restrict__ x, const real* __restrict__ mean,
                                 const real* __restrict__ var, const real* __restrict__ gain,
-                                const real* __restrict__ bias, const bool* __restrict__ on,
+                                const real* __restrict__ bias,
                                 const real* __restrict__ g, real* __restrict__ sum_g, real* __restrict__ sum_gx, int P,
                                 int C, int step, int stride, int relu, real eps) {
   int c = THREAD, n = blockIdx.z, first = blockIdx.y * step, end = min(first + step, P);
@@ -139,7 +136,7 @@ extern "C" __global__ void sums(const real* __restrict__ x, const real* __restri
       load(xs, x + image, p, end, C);
       load(gs, g + image, p, end, C);
       for (int k = 0, q = p; k < GROUP && q < end; k++, q += blockDim.y) {
-        real xhat = channel.xhat(xs[k]), open = gated(gs[k], channel.y(xhat), on, image + size_t(q) * C, relu);
+        real xhat = channel.xhat(xs[k]), open = gated(gs[k], channel.y(xhat), relu);
         all = join(all, {open, open * xhat});
       }
     }
@@ -187,7 +184,7 @@ extern "C" __global__ void join_sums(const real* __restrict__ sum_g, const real*
 // dx = (gain g - mean(gain g) - xhat mean(gain g xhat)) rstd; without those means where the statistics were given.
 extern "C" __global__ void backward(const real* __restrict__ x, const real* __restrict__ mean,
                                     const real* __restrict__ var, const real* __restrict__ gain,
-                                    const real* __restrict__ bias, const bool* __restrict__ on,
+                                    const real* __restrict__ bias,
                                     const real* __restrict__ g, const real* __restrict__ mean_g,
                                     const real* __restrict__ mean_gx, real* __restrict__ dx, int P, int C, int step,
                                     int stride, int relu, real eps) {
@@ -202,7 +199,7 @@ extern "C" __global__ void backward(const real* __restrict__ x, const real* __re
     load(gs, g + image, p, end, C);
     for (int k = 0, q = p; k < GROUP && q < end; k++, q += blockDim.y) {
       size_t i = image + size_t(q) * C;
-      real xhat = channel.xhat(xs[k]), open = gated(gs[k], channel.y(xhat), on, i, relu);
+      real xhat = channel.xhat(xs[k]), open = gated(gs[k], channel.y(xhat), relu);
       dx[i] = (channel.gain * open - a - xhat * b) * channel.rstd;
     }
   }

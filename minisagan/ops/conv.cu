@@ -1,10 +1,16 @@
-// The sums over patches of conv.py, as products of matrices of which no patch matrix is ever written to memory
-// ("implicit GEMM"). A block computes a tile of ROWS x COLUMNS of the product, K terms of its sums at a time.
+// The primitives of conv.py on the GPU. From the equation to the kernel it is three steps:
 //
-//   gather    y[p, o]  = bias[o] + sum_k  A[p, k] B[k, o]   p: output pixels     k: (tap, channel)   B: the weights
-//   outer     dw[m, o] =           sum_p  A[m, p] B[p, o]   m: (tap, channel)    p: output pixels    B: the cotangent
+// 1. The naive sum: a thread for each output adds up what its taps see. That is a product of matrices, where A, what
+//    the taps see of x (zero outside of the image), is looked up and never written to memory ("implicit GEMM"):
 //
-// A is what the taps see of x, zero outside of the image. float32 is multiplied by tensor cores where it may be TF32.
+//      gather    y[p, o]  = bias[o] + sum_k  A[p, k] B[k, o]   p: output pixels     k: (tap, channel)   B: the weights
+//      outer     dw[m, o] =           sum_p  A[m, p] B[p, o]   m: (tap, channel)    p: output pixels    B: the cotangent
+//
+//    scatter is s x s gathers: outputs with the same h mod s and w mod s use only every s-th tap (struct Axis).
+// 2. The tiled product: a block computes a tile of ROWS x COLUMNS. It copies K terms of A's rows and B's columns to
+//    shared memory (Tile), where all its threads read them, and copies the next K terms while it multiplies (Sums).
+// 3. Tensor cores: where float32 may be rounded to TF32, a warp multiplies (16, 8) by (8, 8) pieces at once (mma).
+//
 // What was chosen for speed (shapes of tiles, order of terms, copies ahead) has not been measured: there was no GPU.
 
 struct Shape {  // comes by value, as part of the launch

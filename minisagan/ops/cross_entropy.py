@@ -5,6 +5,7 @@
 
 import numpy as np
 
+from minisagan import batch
 from minisagan.autograd import Tensor
 
 
@@ -16,5 +17,5 @@ def cross_entropy(logits, labels):
     onehot = (labels[:, None] == np.arange(classes, like=labels)).astype(logits.dtype)  # (N, classes)
     x = logits.data - logits.data.max(1, keepdims=True)
     log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
-    loss = -(log_p * onehot).sum() / logits.dtype.type(N)
-    return Tensor(loss, (logits,), lambda g, needs: (g * (np.exp(log_p) - onehot) / N,))
+    loss = -batch.sum(lambda log_p, onehot: (log_p * onehot).sum(), log_p, onehot) / logits.dtype.type(N)
+    return Tensor(loss, (logits,), lambda g, needs: (g * (np.exp(log_p) - onehot) / N,), "cross_entropy")

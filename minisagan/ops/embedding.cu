@@ -1,4 +1,4 @@
-// Embedding look-up (embedding.py): a thread for each element, neighbouring threads in one row.
+// Embedding look-up (embedding.py). There is a thread for each element, and neighbouring threads share a row.
 
 // y[n] = table[labels[n]], y (N, C).
 extern "C" __global__ void embed(const real* __restrict__ table, const long long* __restrict__ labels,

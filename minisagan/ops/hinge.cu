@@ -1,29 +1,28 @@
-// The hinge losses (hinge.py): one block, so that the sum has one order.
+// The hinge losses (hinge.py). Each loss is summed by one block, so that its sum has one order.
 
 // 1 for the n real ones, -1 for the n fakes behind them.
 __device__ inline real sign(int i, int n) { return i < n ? 1 : -1; }
 
-// Whether the margin is above 0, or what `on` says instead; a NaN counts, so that the loss becomes one.
-__device__ inline bool counts(real margin, const bool* on, int i) { return on ? on[i] : !(margin <= 0); }
+// Whether the margin is above 0; a NaN counts, so that the loss becomes one.
+__device__ inline bool counts(real margin) { return !(margin <= 0); }
 
-// L_D = sum_i max(1 - sign_i x_i, 0) / n over the 2n scores; with `on`, of those where it is true.
-extern "C" __global__ void discriminator(const real* __restrict__ x, const bool* __restrict__ on,
-                                         real* __restrict__ loss, int n) {
+// L_D = sum_i max(1 - sign_i x_i, 0) / n over the 2n scores.
+extern "C" __global__ void discriminator(const real* __restrict__ x, real* __restrict__ loss, int n) {
   __shared__ real shared[WARP];
   real sum = 0;
   for (int i = threadIdx.x; i < 2 * n; i += blockDim.x) {
     real margin = 1 - sign(i, n) * x[i];
-    sum += counts(margin, on, i) ? margin : real(0);
+    sum += counts(margin) ? margin : real(0);
   }
   sum = block_sum(sum, shared);
   if (threadIdx.x == 0) *loss = sum / n;
 }
 
 // dx_i = -g sign_i / n where the margin 1 - sign_i x_i > 0, else 0.
-extern "C" __global__ void discriminator_backward(const real* __restrict__ x, const bool* __restrict__ on,
-                                                  const real* __restrict__ g, real* __restrict__ dx, int n) {
+extern "C" __global__ void discriminator_backward(const real* __restrict__ x, const real* __restrict__ g,
+                                                  real* __restrict__ dx, int n) {
   int i = THREAD;
-  if (i < 2 * n) dx[i] = counts(1 - sign(i, n) * x[i], on, i) ? -*g * sign(i, n) / n : real(0);
+  if (i < 2 * n) dx[i] = counts(1 - sign(i, n) * x[i]) ? -*g * sign(i, n) / n : real(0);
 }
 
 // L_G = -sum_i x_i / n.

@@ -28,21 +28,18 @@ extern "C" __global__ void sum_blocks(real* small, const real* large, real facto
   small[i] = factor * sum;
 }
 
-// y = the largest of the four, and which it is: the first of several, NaN before all; or, if that is `known`, x there.
-extern "C" __global__ void max_pool(real* y, const real* x, unsigned char* winner, int known, int count, int row,
-                                    int C) {
+// y = the largest of the four, and the winner, which of them it is: the first of several, NaN before all.
+extern "C" __global__ void max_pool(real* y, const real* x, unsigned char* winner, int count, int row, int C) {
   int i = THREAD;
   if (i >= count) return;
   Block block(i, row, C);
-  int best = known ? winner[i] : 0;
-  real largest = x[block[best]];
-  if (!known) {
-    for (int k = 1; k < 4; k++) {
-      real v = x[block[k]];
-      if (v > largest || v != v) largest = v, best = k;
-    }
-    winner[i] = best;
+  int best = 0;
+  real largest = x[block[0]];
+  for (int k = 1; k < 4; k++) {
+    real v = x[block[k]];
+    if (v > largest || v != v) largest = v, best = k;
   }
+  winner[i] = best;
   y[i] = largest;
 }
 

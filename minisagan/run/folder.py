@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from minisagan import __version__, cuda, data, device
+from minisagan.config import Config
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.models import Discriminator, Generator
 from minisagan.run import checkpoint
-from minisagan.train import Config
 
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
 # All that we delete:

@@ -14,23 +14,12 @@ from minisagan import cuda, data, rng
 from minisagan.errors import Diverged, Fault, UsageError
 from minisagan.judge.evaluation import Judge
 from minisagan.look import pictures, plot
+from minisagan.measures import measure
 from minisagan.run import checkpoint
-from minisagan.run.folder import (
-    STEP_FILES,
-    about_data,
-    best,
-    clear,
-    find,
-    folder_of,
-    load_data,
-    read_config,
-    read_log,
-    sampled,
-    versions,
-    write,
-)
+from minisagan.run import folder as runs
 from minisagan.run.lockfile import locked
-from minisagan.train import Training, generate
+from minisagan.sampling import generate
+from minisagan.train import Training
 
 LOG_EVERY = 10
 EVALUATED = 1000  # images that are measured during training
@@ -87,15 +76,15 @@ class Run:
             raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
         with locked(folder):
             try:
-                clear(folder)
+                runs.clear(folder)
                 for name in ("checkpoints", "samples"):
                     (folder / name).mkdir(exist_ok=True)
                 run._describe()
-                write(folder / "log.jsonl", "")
+                runs.write(folder / "log.jsonl", "")
                 run.save()
                 run.sample()
             except BaseException as error:
-                shutil.rmtree(folder, ignore_errors=True) if new else clear(folder)
+                shutil.rmtree(folder, ignore_errors=True) if new else runs.clear(folder)
                 if isinstance(error, OSError):
                     raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
                 raise
@@ -108,24 +97,24 @@ class Run:
 
         What the run wrote after that checkpoint is deleted: it will be written anew.
         """
-        file = find(path)
-        folder = folder_of(file)
+        file = runs.find(path)
+        folder = runs.folder_of(file)
         if folder is None:
             raise UsageError(f"{file}: this checkpoint does not lie in a run, there is no config.json above it")
         with locked(folder):
-            file = find(path)
+            file = runs.find(path)
             tensors, about = checkpoint.load(file)
-            config, step = read_config(about, file), int(about["step"])
+            config, step = runs.read_config(about, file), int(about["step"])
             if steps is not None and steps < step:
                 raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
-            dataset = load_data(config, json.loads(about["data"]), folder, data_dir)
+            dataset = runs.load_data(config, json.loads(about["data"]), folder, data_dir)
             training = Training(config if steps is None else replace(config, steps=steps), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
             run = cls(folder, training, float(about["seconds"]), options, data_dir)
             run.saved = step
             try:
-                clear(folder, STEP_FILES, after=step)
+                runs.clear(folder, runs.STEP_FILES, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
                     log.truncate(min(int(about["log_bytes"]), log.tell()))
@@ -156,10 +145,10 @@ class Run:
         better = False
         if self._due(self.options.evaluate_every):
             record |= self.evaluate()
-            before = best(self.folder)
+            before = runs.best(self.folder)
             better = before is None or record["frechet"] < before[0]
         if self._due(LOG_EVERY) or training.step == 1 or "frechet" in record:
-            record |= training.measures()
+            record |= measure(training)
             self._log(record)
         if self._due(self.options.sample_every):
             self.sample()
@@ -176,10 +165,10 @@ class Run:
             self.save()
         if not self.picture().exists():
             self.sample()
-        frames = sampled(self.folder)
+        frames = runs.sampled(self.folder)
         images, captions = [pictures.read_png(path) for _, path in frames], [f"step {step}" for step, _ in frames]
         pictures.write_gif(self.folder / "progress.gif", images, 400, last=2000, captions=captions)
-        plot.curves(self.folder / "curves.png", read_log(self.folder))
+        plot.curves(self.folder / "curves.png", runs.read_log(self.folder))
 
     def save(self):
         """Write a checkpoint; only when it is whole are older ones deleted, but the last `keep`."""
@@ -188,13 +177,13 @@ class Run:
         about = {
             "step": str(training.step),
             "config": json.dumps(training.config.to_dict()),
-            "data": json.dumps(about_data(training.dataset)),
-            "versions": json.dumps(versions()),
+            "data": json.dumps(runs.about_data(training.dataset)),
+            "versions": json.dumps(runs.versions()),
             "seconds": repr(self.seconds),
             "log_bytes": str((self.folder / "log.jsonl").stat().st_size),
         }
         checkpoint.save(checkpoint.path_of(folder, training.step), training.state(), about)
-        kept = best(self.folder)
+        kept = runs.best(self.folder)
         checkpoint.prune(folder, self.options.keep, kept and kept[1])
         self.saved = training.step
 
@@ -221,9 +210,9 @@ class Run:
         pictures.write_png(self.picture(), pictures.grid(images, 10, names=names))
 
     def _describe(self):
-        training = self.training
-        about = {"config": training.config.to_dict(), "data": about_data(training.dataset), "versions": versions()}
-        write(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
+        config, dataset = self.training.config, self.training.dataset
+        about = {"config": config.to_dict(), "data": runs.about_data(dataset), "versions": runs.versions()}
+        runs.write(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
 
     def picture(self):
         """Where the samples of the step that was done last are."""

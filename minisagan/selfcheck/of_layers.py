@@ -5,8 +5,9 @@ from functools import reduce
 import numpy as np
 
 from minisagan import nn, ops
+from minisagan.config import Architecture
 from minisagan.gradcheck import EVERY_ELEMENT
-from minisagan.models import Architecture, Discriminator, Generator
+from minisagan.models import Discriminator, Generator
 from minisagan.selfcheck.table import Case, Table
 
 CASES = Table()

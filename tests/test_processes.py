@@ -8,14 +8,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minisagan import parity, ranks
+from minisagan import batch, device, nn, ops, parity, processes
+from minisagan.autograd import Tensor, grad
+from minisagan.config import Architecture, Config
 from minisagan.errors import Fault
-from minisagan.models import Architecture
-from minisagan.train import Config, Training
+from minisagan.measures import measure
+from minisagan.optim import Adam
+from minisagan.processes import fork
+from minisagan.train import Training, descend
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="batches are shared on Linux only")
 CONFIG = Config(batch_size=64, flip=True, architecture=Architecture(width=8, classes=3))
@@ -41,25 +46,25 @@ def bits(training):
         CONFIG,
         replace(CONFIG, d_steps=2, beta1=0.5, architecture=replace(CONFIG.architecture, classes=0)),
         replace(CONFIG, architecture=replace(CONFIG.architecture, spectral_norm="none", attention_form="paper")),
-        replace(CONFIG, batch_size=2 * ranks.FEWEST),
+        replace(CONFIG, batch_size=2 * fork.FEWEST),
     ],
     ids=["conditional", "unconditional", "without spectral norm", "the fewest images"],
 )
 def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
     alone = opened(1, config)
     losses = [alone.advance(), alone.advance(2)]
-    for processes in (2, 4, 8) if config.batch_size > 8 else (2,):
-        together = opened(processes, config)
+    for count in (2, 4, 8) if config.batch_size > 8 else (2,):
+        together = opened(count, config)
         assert [together.advance(), together.advance(2)] == losses
         assert bits(together) == bits(alone)
-        assert together.measures() == alone.measures()
+        assert measure(together) == measure(alone)
         assert np.array_equal(together.adam_g.g, alone.adam_g.g) and np.abs(alone.adam_g.g).max() > 0
 
 
 def test_processes_that_cannot_have_equal_shares_are_refused():
-    for processes, batch in ((3, 64), (16, 64), (2, 9)):
-        with pytest.raises(ValueError, match=f"{processes} processes: must divide 8 and the batch of {batch}"):
-            Training(replace(CONFIG, batch_size=batch), DATA, processes=processes)
+    for count, size in ((3, 64), (16, 64), (2, 9)):
+        with pytest.raises(ValueError, match=f"{count} processes: must divide 8 and the batch of {size}"):
+            Training(replace(CONFIG, batch_size=size), DATA, processes=count)
 
 
 @forks
@@ -74,70 +79,143 @@ def test_what_is_loaded_between_steps_reaches_all_processes():
     assert second.advance(2) == alone.advance(2) and bits(second) == bits(alone)
 
 
-def test_parts_of_a_batch_are_a_ranks_own_and_add_up_in_one_order(monkeypatch):
+def test_a_sum_over_the_batch_has_one_order_however_many_processes_share_it(monkeypatch):
     x = np.random.default_rng(0).standard_normal((19, 3)).astype(np.float32)  # 19: parts of two and of three images
-    whole = ranks.batch_sum(x)
+    add = lambda part: part.sum(0)
+    whole = batch.sum(add, x)
     np.testing.assert_allclose(whole, x.astype(np.float64).sum(0), 1e-5)
-    assert ranks.batch_sum(x[:3]).tolist() == (x[0] + x[2] + x[1]).tolist()  # k and k + 2 first; empty parts are 0
+    assert batch.sum(add, x[:3]).tolist() == (x[0] + x[2] + x[1]).tolist()  # k and k + 2 first; empty parts are 0
     for world in (2, 4, 8):
         shares = []
         for rank in range(world):
-            monkeypatch.setattr(ranks, "_group", type("Group", (), {"world": world, "rank": rank}))
-            shares.append(ranks.batch_sum(ranks.share(x)))
-        monkeypatch.setattr(ranks, "_group", None)
-        assert ranks.halved(np.stack(shares)).tolist() == whole.tolist()
+            with processes.joined(SimpleNamespace(world=world, rank=rank)):
+                shares.append(batch.sum(add, processes.share(x)))
+        with processes.joined(SimpleNamespace(world=world, exchange=lambda x, shares=shares: np.stack(shares))):
+            (total,) = processes.total([shares[0]])
+        assert total.tolist() == whole.tolist()
+
+
+class Scaled(nn.Module):
+    """Somebody's own layer: y = relu(x @ w) a. Its two ops and its loss are written by one who knows no processes."""
+
+    def __init__(self, dtype):
+        init = nn.Init(3, dtype=dtype)
+        self.w, self.a = init.weight((6, 5)), init.weight((1, 5))
+
+    def __call__(self, x):
+        self.used = list(self.parameters().values())
+        return scale(ops.relu(Tensor(x) @ self.w), self.a)
+
+
+def scale(x, a):
+    """y = x a, each channel by its own factor: x (N, C), a (1, C)."""
+    xd, ad = x.data, a.data
+
+    def vjp(g, needs):
+        return g * ad, batch.sum(lambda x, g: (x * g).sum(0, keepdims=True), xd, g)
+
+    return Tensor(xd * ad, (x, a), vjp)
+
+
+def squared_error(y, t):
+    """The mean of (y - t)^2 over all elements of y."""
+    difference = y - t
+    return (difference * difference).mean()
+
+
+@forks
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_op_and_a_loss_of_ones_own_have_the_same_bits_however_many_processes_share_the_batch(dtype):
+    draw = np.random.default_rng(0).standard_normal
+    x, t = draw((24, 6)).astype(dtype), draw((24, 5)).astype(dtype)
+
+    def trained(world):
+        layer = Scaled(dtype)
+        adam, losses = Adam(layer.parameters(), 0.01), []
+
+        def work(first, count):
+            for _ in range(count):
+                loss = squared_error(layer(processes.share(x)), processes.share(t))
+                descend(loss, layer, adam)
+                losses.append(processes.total([np.asarray(loss.data)])[0] / world)
+
+        if world == 1:
+            work(0, 5)
+        else:
+            group = fork.Forks(world, 1 << 12, work, [adam.t])
+            group.run(work, 0, 5)
+            group.close()
+        return adam.g.tobytes(), adam.weights.tobytes(), losses
+
+    *alone, losses = trained(1)
+    assert losses[-1] < losses[0] and np.frombuffer(alone[0], dtype).any()
+    for world in (2, 4):
+        *together, shared = trained(world)
+        assert together == alone
+        np.testing.assert_allclose(shared, losses, 1e-6 if dtype == np.float32 else 1e-14)
+
+
+def test_the_gradient_of_a_mean_loss_is_that_of_the_whole_batch():
+    """And not twice as large, if each of two processes takes the mean over its half."""
+    draw = np.random.default_rng(1).standard_normal
+    x, t, layer = draw((8, 6)), draw((8, 5)), Scaled(np.float64)
+    whole = grad(squared_error(layer(x), t), layer.used)
+    shares = []
+    for rank in (0, 1):
+        with processes.joined(SimpleNamespace(world=2, rank=rank)):
+            loss = squared_error(layer(processes.share(x)), processes.share(t))
+            shares.append(grad(loss, layer.used, np.ones_like(loss.data) / processes.world()))
+    for a, b, both in zip(*shares, whole, strict=True):
+        np.testing.assert_allclose(a + b, both, rtol=1e-14)
 
 
 def test_how_many_processes_are_sensible(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     wanted = {(1, 64): 1, (2, 64): 2, (3, 64): 2, (7, 64): 4, (99, 64): 8}
     wanted |= {(8, 63): 1, (8, 34): 2, (8, 16): 4, (4, 8): 2, (2, 6): 1}
-    assert {key: ranks.sensible(*key) for key in wanted} == wanted
+    assert {key: fork.sensible(*key) for key in wanted} == wanted
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert ranks.sensible(8, 64) == 1
+    assert fork.sensible(8, 64) == 1
 
 
 @forks
-def test_an_exchange_is_of_all_ranks_in_order():
-    out = ranks.shared(2, np.float64)
+def test_an_exchange_is_of_all_processes_in_order():
+    out = device.shared(2, np.float64)
 
     def work(a, b):
         for _ in range(5):
-            found = ranks.total(np.array([ranks.rank() + a, b], np.float64))
-        if ranks.rank() == 3:
+            (found,) = processes.total([np.array([processes.rank() + a, b], np.float64)])
+        if processes.rank() == 3:
             out[...] = found
 
-    group = ranks.Group(4, 64, work)
-    group.call(10, 7)
-    with group.joined():
-        work(10, 7)
+    group = fork.Forks(4, 64, work)
+    group.run(work, 10, 7)
     group.close()
-    assert out.tolist() == [46, 28] and ranks.world() == 1
+    assert out.tolist() == [46, 28] and processes.world() == 1
 
 
 @forks
 def test_a_process_that_dies_ends_the_step_with_a_fault():
     training = opened(4)
     training.advance()
-    group = training.group
+    group = training.forks
     os.kill(group.forks[1], signal.SIGKILL)
     with pytest.raises(Fault, match="a process that shared the batch has ended"):
         for _ in range(3):
             training.advance()
-    assert group.forks == [] and ranks.world() == 1
+    assert group.forks == [] and processes.world() == 1
 
 
 @forks
 def test_an_error_in_a_fork_is_shown_and_ends_all(capfd):
     def work(a, b):
-        if ranks.rank() == 1:
+        if processes.rank() == 1:
             raise MemoryError("no more")
-        ranks.meet()
+        processes.publish()
 
-    group = ranks.Group(2, 8, work)
-    group.call(0, 0)
-    with pytest.raises(Fault, match="has ended"), group.joined():
-        work(0, 0)
+    group = fork.Forks(2, 8, work)
+    with pytest.raises(Fault, match="has ended"):
+        group.run(work, 0, 0)
     assert "MemoryError: no more" in capfd.readouterr().err
 
 

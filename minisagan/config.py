@@ -1,0 +1,138 @@
+"""What decides a run: the networks' architecture, the training's configuration, and the recipe for a data set."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+
+from minisagan import data
+from minisagan.errors import UsageError
+
+SIZES = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What both networks are made from.
+
+    size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
+    classes: 0 for unconditional; attention: the resolution at which both attend, or None; attention_form: "official"
+    or "paper"; spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's
+    running statistics; init: "orthogonal" or "xavier".
+    """
+
+    size: int = 32
+    channels: int = 1
+    width: int = 16
+    classes: int = 10
+    attention: int | None = 16
+    attention_form: str = "official"
+    spectral_norm: str = "both"
+    latent: int = 128
+    momentum: float = 0.9
+    init: str = "orthogonal"
+
+    def __post_init__(self):
+        def require(condition, message):
+            if not condition:
+                raise UsageError(message)
+
+        require(self.size in SIZES, f"image size must be one of {', '.join(map(str, SIZES))}, not {self.size}")
+        require(self.channels in (1, 3), f"images have 1 or 3 channels, not {self.channels}")
+        require(self.width >= 1, f"width must be at least 1, not {self.width}")
+        require(self.classes >= 0, f"the number of classes can't be {self.classes}")
+        require(self.latent >= 1, f"the latent must have at least 1 dimension, not {self.latent}")
+        require(0 <= self.momentum < 1, f"batch norm's momentum must be in [0, 1), not {self.momentum}")
+        require(
+            self.attention_form in ("official", "paper"),
+            f"attention form must be official or paper, not {self.attention_form!r}",
+        )
+        require(
+            self.spectral_norm in ("both", "discriminator", "none"),
+            f"spectral norm must be both, discriminator or none, not {self.spectral_norm!r}",
+        )
+        levels = [r for r in (8, 16, 32, 64, 128) if r < self.size]
+        require(
+            self.attention is None or self.attention in levels,
+            f"attention at {self.attention}: at {self.size}x{self.size} it is at {', '.join(map(str, levels))} or none",
+        )
+        if self.attention:
+            narrowest = min(self.generator_width(self.attention), self.discriminator_width(self.attention))
+            require(
+                narrowest >= 8,
+                f"attention at {self.attention} needs 8 channels there; with width {self.width} it has {narrowest}: "
+                f"take a width of {-(-8 * self.width // narrowest)} or more, a lower level, or none",
+            )
+
+    def generator_width(self, resolution):
+        return self.width * min(self.size // max(resolution, 8), 16)
+
+    def discriminator_width(self, resolution):
+        return self.width * min(self.size // (2 * resolution), 16)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
+
+    `ema` is the decay of the running average of G's weights (0: no average); `flip` mirrors half of the images.
+    """
+
+    dataset: str = "drawn-digits"
+    steps: int = 1500  # paper: 1,000,000
+    batch_size: int = 64  # paper: 256
+    seed: int = 0
+    d_steps: int = 1  # paper: 1
+    lr_g: float = 4e-4  # paper: 1e-4
+    lr_d: float = 8e-4  # paper: 4e-4
+    beta1: float = 0.0  # paper: 0
+    beta2: float = 0.9  # paper: 0.9; the released code leaves 0.999
+    ema: float = 0.999  # not in the paper
+    flip: bool = False
+    architecture: Architecture = field(default_factory=Architecture)
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("steps", 0, math.inf),
+            ("batch_size", 1, math.inf),
+            ("d_steps", 1, math.inf),
+            ("lr_g", 0, math.inf),
+            ("lr_d", 0, math.inf),
+            ("beta1", 0, 1),
+            ("beta2", 0, 1),
+            ("ema", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value < high:  # False for NaN, too
+                below = "" if high == math.inf else f" and below {high}"
+                raise UsageError(f"{name.replace('_', '-')} must be at least {low}{below}, and finite; not {value}")
+
+    def to_dict(self):
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of to_dict; UsageError for names that this version doesn't know."""
+        return _build(cls, values | {"architecture": _build(Architecture, values.get("architecture", {}))})
+
+
+PHOTOS = {"steps": 20_000, "lr_g": 2e-4, "lr_d": 4e-4, "flip": True}  # a careful start: not tuned
+RECIPES = {  # where a data set's own choice differs from Config's defaults, which are tuned on MNIST
+    "cifar10": PHOTOS | {"architecture": {"width": 32}},
+    "folder": PHOTOS | {"architecture": {"width": 32, "attention": 32}},
+}
+
+
+def recipe(dataset, conditional=True):
+    """The Config for a data.Dataset with every choice left to us: sizes, channels and classes are the data's own."""
+    values = dict(RECIPES.get(dataset.name, RECIPES["folder"] if dataset.name not in data.NAMES else {}))
+    classes = len(dataset.classes) if conditional and len(dataset.classes) > 1 else 0
+    arch = {"size": dataset.size, "channels": dataset.channels, "classes": classes} | values.pop("architecture", {})
+    if arch["size"] == 32:
+        arch["attention"] = 16
+    return Config(dataset=dataset.name, architecture=Architecture(**arch), **values)
+
+
+def _build(cls, values):
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise UsageError(f"this version of minisagan doesn't know {', '.join(sorted(unknown))} in a configuration")
+    return cls(**values)

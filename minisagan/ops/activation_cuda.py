@@ -1,0 +1,33 @@
+"""ReLU and tanh on the GPU: one launch for each direction."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import cuda
+
+kernels = cuda.Kernels(Path(__file__).with_name("activation.cu"))
+
+
+def relu_forward(x):
+    return _each("relu", x)
+
+
+def relu_backward(y, g):
+    return _each("relu_backward", y, g)
+
+
+def tanh_forward(x):
+    return _each("tanh_forward", x)
+
+
+def tanh_backward(y, g):
+    return _each("tanh_backward", y, g)
+
+
+def _each(kernel, *arrays):
+    """What the kernel makes of arrays of one shape, element by element."""
+    arrays = [cuda.cupy().ascontiguousarray(a) for a in arrays]
+    y = np.empty_like(arrays[0])
+    kernels(kernel, cuda.blocks_for(y.size, 4 * 256), 256, *arrays, y, y.size)
+    return y

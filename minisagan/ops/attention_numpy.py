@@ -1,0 +1,43 @@
+"""Attention on NumPy, a few images at a time: the logits stay in cache until they are weights, and threads share them.
+
+In memory the weights lie as (N, I, J), and beta is a view of that: queries are many, so that loops along them are long.
+"""
+
+import numpy as np
+
+from minisagan import device
+
+
+def attend_forward(q, k, v):
+    N, J, I = len(q), q.shape[1], k.shape[1]
+    weights, o = np.empty((N, I, J), q.dtype), np.empty((N, J, v.shape[2]), q.dtype)
+    cuts = device.chunks(N, 2 * weights[0].nbytes)
+
+    def body(c):
+        n = cuts[c]
+        s = np.matmul(k[n], q[n].swapaxes(1, 2), out=weights[n])  # (n, I, J)
+        s -= s.max(1, keepdims=True)
+        np.exp(s, out=s)
+        s /= s.sum(1, keepdims=True)
+        np.matmul(s.swapaxes(1, 2), v[n], out=o[n])  # (n, J, e)
+
+    device.parallel(body, len(cuts))
+    return o, weights.swapaxes(1, 2)
+
+
+def attend_backward(g, q, k, v, o, beta):
+    weights = beta.swapaxes(1, 2)  # (N, I, J)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    cuts = device.chunks(len(q), 2 * weights[0].nbytes)
+
+    def body(c):
+        n = cuts[c]
+        np.matmul(weights[n], g[n], out=dv[n])  # (n, I, e)
+        ds = v[n] @ g[n].swapaxes(1, 2)  # (n, I, J)
+        ds -= (o[n] * g[n]).sum(2)[:, None]
+        ds *= weights[n]
+        np.matmul(ds.swapaxes(1, 2), k[n], out=dq[n])  # (n, J, d)
+        np.matmul(ds, q[n], out=dk[n])  # (n, I, d)
+
+    device.parallel(body, len(cuts))
+    return dq, dk, dv

@@ -1,0 +1,94 @@
+"""The primitives of conv.py on the GPU: which kernel of conv.cu is launched, and on how many blocks.
+
+No patch is ever copied to memory, and kernels turned or transposed as views are read as they lie: conv.cu says how.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import cuda
+
+kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
+
+BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "each"
+SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
+
+
+def gather(x, w, stride, top, left, size, bias=None):
+    return _gather(x, w, stride, top, left, size, bias, scatter=False)
+
+
+def scatter(x, w, stride, top, left, size, bias=None):
+    return _gather(x, w, stride, top, left, size, bias, scatter=True)
+
+
+def _gather(x, w, stride, top, left, size, bias, scatter):
+    """Either of the two: scatter is s x s gathers, in one launch."""
+    cupy, N, (kh, kw, _, O) = cuda.cupy(), len(x), w.shape
+    sets = stride if scatter else 1  # of rows, and of columns, by their remainder
+    columns, blocks, threads = _tiles(N * -(-size[0] // sets) * -(-size[1] // sets), O, x.itemsize, sets * sets)
+    w, turned, swapped = _layout(w)
+    x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, 0), SHAPE)
+    kernels(f"gather_{columns}_swapped" if swapped else f"gather_{columns}", blocks, threads, x, w, bias, y, shape)
+    return y
+
+
+def outer(x, g, kernel, stride, top, left):
+    cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
+    columns, (down, across, _), threads = _tiles(kh * kw * C, O, x.itemsize)
+    pixels = N * size[0] * size[1]
+    each = max(256, -(-pixels * down * across // BLOCKS // 16) * 16)  # pixels in a partial sum
+    sums = -(-pixels // each)
+    x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, each), SHAPE)
+    kernels(f"outer_{columns}", (down, across, sums), threads, x, g, partial, shape)
+    return (partial if sums == 1 else _column_sums(partial, sums, partial[0].size, 1)).reshape(kh, kw, C, O)
+
+
+def channel_sum(g):
+    """In two steps, the first over long rows of W O: rows of O would leave lanes idle."""
+    N, H, W, O = g.shape
+    slices = _column_sums(g, N * H, W * O, BLOCKS)
+    return _column_sums(slices, slices.size // O, O, 1).reshape(O)
+
+
+def smear(w):
+    u = cuda.cupy().empty((4, 4) + w.shape[2:], w.dtype)
+    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, u.size // 16)
+    return u
+
+
+def unsmear(u):
+    w = cuda.cupy().empty((3, 3) + u.shape[2:], u.dtype)
+    u, *layout = _layout(u)
+    kernels("unsmear", cuda.blocks_for(w.size), 256, u, w, *w.shape[2:], *layout)
+    return w
+
+
+def _tiles(rows, O, itemsize, times=1):
+    """How many columns a block's tile of the product (rows, O) has; the grid of blocks; the threads of each."""
+    height = 512 // itemsize  # ROWS of conv.cu
+    columns, down = next((width for width in (8, 32, 64) if width >= O), 128), -(-rows // height)
+    if columns == 128 and 2 * down * -(-O // 128) * times < BLOCKS:
+        columns = 64  # more blocks instead
+    return columns, (down, -(-O // columns), times), 2 * height
+
+
+def _layout(w):
+    """w as it lies in memory; whether its taps are turned by 180 degrees there, and whether C and O are swapped."""
+    turned = w.strides[0] < 0
+    w = w[::-1, ::-1] if turned else w
+    swapped = not w.flags.c_contiguous
+    return cuda.cupy().ascontiguousarray(w.transpose(0, 1, 3, 2) if swapped else w), int(turned), int(swapped)
+
+
+def _column_sums(x, rows, columns, slices):
+    """x as a matrix (rows, columns), summed over slices of its rows: at most so many, (slices, columns)."""
+    x, across = cuda.cupy().ascontiguousarray(x), -(-columns // 32)
+    each = -(-rows // max(1, min(slices // across, rows // 32)))
+    y = cuda.cupy().empty((-(-rows // each), columns), x.dtype)
+    kernels("column_sums", (across, len(y)), (32, 32), x, y, rows, columns, each)
+    return y

@@ -1,0 +1,37 @@
+"""The hinge losses on the GPU: one launch for each direction."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import cuda
+
+kernels = cuda.Kernels(Path(__file__).with_name("hinge.cu"))
+
+
+def discriminator_forward(x):
+    return _loss("discriminator", x, len(x) // 2)
+
+
+def discriminator_backward(x, g):
+    x = cuda.cupy().ascontiguousarray(x)
+    dx = np.empty_like(x)
+    kernels("discriminator_backward", cuda.blocks_for(len(x)), 256, x, g, dx, len(x) // 2)
+    return dx
+
+
+def generator_forward(x):
+    return _loss("generator", x, len(x))
+
+
+def generator_backward(x, g):
+    dx = np.empty_like(x)
+    kernels("generator_backward", cuda.blocks_for(len(x)), 256, g, dx, len(x))
+    return dx
+
+
+def _loss(kernel, x, n):
+    """The scalar that the kernel makes of the scores x."""
+    x, loss = cuda.cupy().ascontiguousarray(x), cuda.cupy().empty((), x.dtype)
+    kernels(kernel, 1, 256, x, loss, n)
+    return loss

@@ -1,0 +1,23 @@
+"""Adam on NumPy in slices that stay in a core's cache, on all threads; weights in memory that forks share."""
+
+import numpy as np
+
+from minisagan import device
+
+
+def adam(w, m, v, g, t, lr, beta1, beta2, eps):
+    scale, correction = lr / (1 - beta1 ** int(t)), 1 / (1 - beta2 ** int(t))
+    cuts = device.chunks(len(w), 5 * w.itemsize)
+
+    def body(i):
+        wi, mi, vi, gi = (a[cuts[i]] for a in (w, m, v, g))
+        mi += (1 - beta1) * (gi - mi)
+        vi += (1 - beta2) * (gi * gi - vi)
+        wi -= scale * mi / (np.sqrt(vi * correction) + eps)
+
+    device.parallel(body, len(cuts))
+
+
+def zeros(like, size):
+    """All processes that are forked from this one write to them."""
+    return device.shared(size, like.dtype)

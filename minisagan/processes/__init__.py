@@ -1,0 +1,75 @@
+"""Several processes that train as one: each has its share of every batch, and all make the same step.
+
+    rank(), world()    which process this is, of how many that share the batch just now
+    share(x)           this process's images, every world-th, of an array that all know
+    gather(x)          the arrays x of all processes
+    total(xs)          the sums of their arrays: a step's gradients, once a step
+    part(size)         the slice of a flat array that this process updates
+    publish()          each has updated its part of arrays that all share: now all can read them
+
+Process r has the images r, r + world, ... of a batch. A sum over the batch is made of PARTS sums, of the images k,
+k + PARTS, ... each, which are added in halves: k to k + PARTS/2, and so on (batch.py). `world` divides PARTS, so each
+of them lies in one process, and the last of those additions are `total`'s. The order of additions, and with it every
+bit, is the same for 1, 2, 4 or 8 processes. What carries the arrays is a back end's business (fork.py).
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+PARTS = 8  # of which a sum over the batch is made; at most so many processes share a batch
+
+_group = None  # the back end's group of processes in which this one computes just now
+
+
+def world():
+    """How many processes share the batch just now."""
+    return _group.world if _group else 1
+
+
+def rank():
+    """This process's number among them; 0 is the one that was there before."""
+    return _group.rank if _group else 0
+
+
+def share(x):
+    """This process's part of x (N, ...), an array over the whole batch, or None: every world-th."""
+    return x if world() == 1 or x is None else x[rank() :: world()]
+
+
+def gather(x):
+    """The arrays x of all processes, in order: (world, *x.shape)."""
+    return _group.exchange(x) if _group else x[None]
+
+
+def total(xs):
+    """The sums over all processes of each array of the list xs: a list of arrays, the same in each process."""
+    if world() == 1:
+        return xs
+    sums = gather(np.concatenate([x.ravel() for x in xs]))  # (world, all their numbers)
+    while len(sums) > 1:
+        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    ends = np.cumsum([x.size for x in xs])
+    return [part.reshape(x.shape) for part, x in zip(np.split(sums[0], ends[:-1]), xs, strict=True)]
+
+
+def part(size):
+    """The slice of a flat array of this size that this process updates."""
+    return slice(size * rank() // world(), size * (rank() + 1) // world())
+
+
+def publish():
+    """Wait until all processes are here, and can read what each has written to arrays in shared memory."""
+    if _group:
+        _group.meet()
+
+
+@contextmanager
+def joined(group):
+    """Inside, this process is one of `group`, which has rank, world, exchange and meet."""
+    global _group
+    before, _group = _group, group
+    try:
+        yield
+    finally:
+        _group = before

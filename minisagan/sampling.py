@@ -1,0 +1,76 @@
+"""Images from a generator: noise, standing statistics, and the numbered samples of a seed."""
+
+import numpy as np
+
+from minisagan import cuda, data, nn, rng
+from minisagan.autograd import no_tape
+from minisagan.data.download import progress
+
+BATCH = 16  # images that `draw` makes at a time
+STANDING_BATCHES = 16  # over which a generator's batch statistics are taken
+
+
+def noise(config, z_stream, label_stream, step):
+    """What the generator is given for a batch: z (N, latent) standard normal, labels (N,) uniform over the classes.
+
+    Labels are None for an unconditional generator. Both lie where `step` does.
+    """
+    N, arch = config.batch_size, config.architecture
+    z = rng.normal((N, arch.latent), config.seed, z_stream, step)
+    return z, rng.labels(N, arch.classes, config.seed, label_stream, step) if arch.classes else None
+
+
+def take_statistics(generator, config):
+    """Measure the batch statistics of the generator's own weights, and leave it in evaluation mode.
+
+    STANDING_BATCHES batches of noise, always the same ones, go through it; the running statistics become their means.
+    """
+    generator.train()
+    norms = list(generator.modules(nn.BatchNorm))
+    with no_tape():
+        for k in range(STANDING_BATCHES):
+            for norm in norms:
+                norm.momentum = k / (k + 1)
+            step = np.asarray(k, like=norms[0].mean)
+            generator(*noise(config, rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, step))
+    generator.eval()
+
+
+def generate(generator, z, labels, batch=64):
+    """Images of the generator as it stands: z (N, latent), labels (N,) or None -> float32 (N, S, S, C).
+
+    They are made `batch` at a time, where the generator lies, and none is remembered there.
+    """
+    here = next(iter(generator.parameters().values())).data
+    images = []
+    with no_tape():
+        for i in range(0, len(z), batch):
+            part = (None if x is None else np.asarray(x[i : i + batch], like=here) for x in (z, labels))
+            images.append(cuda.to_host(generator(*part).data))
+    return np.concatenate(images)
+
+
+def draw(generator, count, classes, seed, size, truncation=None):
+    """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes.
+
+    Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
+    however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product
+    may round differently for another number of rows.
+    """
+    padded = -(-count // BATCH) * BATCH
+    z = latents(generator, padded, seed, truncation)
+    labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
+    images = np.empty((padded, size, size, generator.arch.channels), np.uint8)
+    for i in range(0, padded, BATCH):
+        batch = slice(i, i + BATCH)
+        images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
+        progress("drawing", min(i + BATCH, count), count)
+    return images[:count], None if labels is None else labels[:count]
+
+
+def latents(generator, count, seed, truncation=None):
+    """The latents of the first samples of a seed: float32 (count, latent), each number within -T to T if truncated."""
+    shape, stream = (count, generator.arch.latent), rng.Stream.SAMPLE_Z
+    if truncation is None:
+        return rng.normal(shape, seed, stream, 0)
+    return rng.truncated_normal(shape, truncation, seed, stream, 0)

@@ -1,0 +1,44 @@
+"""The forms beside an op's page against the page's own: every case of the gradient checks, value and gradients."""
+
+import numpy as np
+import pytest
+
+from minisagan import primitives
+from minisagan.autograd import Tensor, grad
+from minisagan.primitives import primitive
+from minisagan.selfcheck import cases
+from minisagan.selfcheck.of_ops import CASES
+
+
+def results(case):
+    """The case's value, and its gradients for a cotangent of noise."""
+    inputs = [Tensor(np.array(x, order="C")) for x in case.inputs]
+    y = case.f(*inputs)
+    g = np.random.default_rng(5).standard_normal(y.shape)
+    return [np.array(y.data), *grad(y, inputs, np.asarray(g))]
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_the_fast_forms_compute_what_the_page_says(op, monkeypatch):
+    fast = [results(case) for case in cases(op)]
+    monkeypatch.setattr(primitives, "beside", lambda plain, where: plain)
+    for case, found in zip(cases(op), fast, strict=True):
+        for a, b in zip(found, results(case), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * max(1.0, np.abs(b).max()), err_msg=case.name)
+
+
+def test_a_primitive_without_another_form_is_its_page():
+    @primitive
+    def double(x):
+        return 2 * x
+
+    assert primitives.beside(double.plain, "numpy") is double.plain and double(np.ones(2)).tolist() == [2, 2]
+
+
+def test_a_wrong_fast_form_would_be_noticed(monkeypatch):
+    def wrong(plain, where):
+        return (lambda y, g: 1.01 * plain(y, g)) if plain.__name__ == "relu_backward" else plain
+
+    plain = [results(case) for case in cases("relu")]
+    monkeypatch.setattr(primitives, "beside", wrong)
+    assert not np.allclose(plain[0][1], results(next(iter(cases("relu"))))[1], rtol=1e-6)
