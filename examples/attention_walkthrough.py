@@ -88,19 +88,19 @@ def walk(generator, image_size, label, seed, py, px):
         step("5. Of each 2x2 positions the largest (the official form)",
              "key, value = max over 2x2 positions", "key", key)  # fmt: skip
 
-    s = key @ query.T
-    step("6. How well key i fits query j (eq. 1)", "s = key @ query.T", "s", s)
-    print(f"    the column of j, by position of the key, times 10:\n{numbers(10 * s[:, j].reshape(h, w))}")
+    s = query @ key.T
+    step("6. How well key i fits query j (eq. 1)", "s = query @ key.T", "s", s)
+    print(f"    the row of j, by position of the key, times 10:\n{numbers(10 * s[j].reshape(h, w))}")
 
-    beta = np.exp(s - s.max(0))
-    beta /= beta.sum(0)
-    step("7. Softmax over the keys: each column sums to 1 (eq. 1)", "beta = exp(s) / exp(s).sum(0)", "beta", beta)
-    entropy = -(beta[:, j] * np.log2(beta[:, j])).sum()
-    print(f"    the column of j, in percent:\n{numbers(100 * beta[:, j].reshape(h, w))}")
-    print(f"    its sum {beta[:, j].sum():.6f}, its entropy {entropy:.2f} of {np.log2(h * w):.2f} bits")
+    beta = np.exp(s - s.max(1, keepdims=True))
+    beta /= beta.sum(1, keepdims=True)
+    step("7. Softmax over the keys: each row sums to 1 (eq. 1)", "beta = exp(s) / exp(s).sum(1)", "beta", beta)
+    entropy = -(beta[j] * np.log2(beta[j])).sum()
+    print(f"    the row of j, in percent:\n{numbers(100 * beta[j].reshape(h, w))}")
+    print(f"    its sum {beta[j].sum():.6f}, its entropy {entropy:.2f} of {np.log2(h * w):.2f} bits")
 
-    mixed = beta.T @ value
-    step("8. Each query's mean of the values (eq. 2)", "mixed = beta.T @ value", "mixed", mixed)
+    mixed = beta @ value
+    step("8. Each query's mean of the values (eq. 2)", "mixed = beta @ value", "mixed", mixed)
     o = mixed @ projection(layer.output)
     step("9. Back to as many channels as x has (eq. 2)", "o = mixed @ W_output / sigma", "o", o)
     gamma = float(layer.gamma.data)

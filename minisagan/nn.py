@@ -245,12 +245,12 @@ class SelfAttention(Module):
         return self.output(mixed.reshape(N, H, W, -1))
 
     def beta(self, x):
-        """The weights themselves, beta_ij for key i and query j: (N, H, W, C) -> (N, keys, H W), each column sums to 1.
+        """The weights themselves, for each query j those of the keys i: (N, H, W, C) -> (N, H W, keys), rows sum to 1.
 
         Keys, as queries, are counted row by row; in the official form key i is a window of 2x2 positions.
         """
         query, key, _ = self.projections(x)
-        return ops.softmax(key @ query.transpose(0, 2, 1), axis=1)
+        return ops.softmax(query @ key.transpose(0, 2, 1))
 
     def projections(self, x):
         """Query (N, H W, C/8), key (N, keys, C/8) and value (N, keys, C/2 or C/8), keys = H W / 4 or H W."""

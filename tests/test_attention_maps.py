@@ -64,30 +64,30 @@ def test_beta_is_softmax_over_the_keys_and_what_attention_mixes_with(form, side)
     windows = [(slice(h, h + side), slice(w, w + side)) for h in range(0, 4, side) for w in range(0, 6, side)]
     keys = np.stack([key[:, h, w].max((1, 2)) for h, w in windows], 1)  # (N, keys, 2): row by row
     values = np.stack([value[:, h, w].max((1, 2)) for h, w in windows], 1)
-    assert beta.shape == (2, len(windows), 24)
+    assert beta.shape == (2, 24, len(windows))
     mixed = np.empty((2, 24, value.shape[3]))
     for n in range(2):
         for j in range(24):
             scores = [math.exp(keys[n, i] @ query[n, j // 6, j % 6]) for i in range(len(windows))]
-            np.testing.assert_allclose(beta[n, :, j], np.array(scores) / sum(scores), rtol=1e-12)
-            mixed[n, j] = beta[n, :, j] @ values[n]
+            np.testing.assert_allclose(beta[n, j], np.array(scores) / sum(scores), rtol=1e-12)
+            mixed[n, j] = beta[n, j] @ values[n]
     with no_tape():
         np.testing.assert_allclose(o, attention.output(Tensor(mixed.reshape(2, 4, 6, -1))).data, atol=1e-13)
     np.testing.assert_allclose(y, x + 0.7 * o, atol=1e-13)
 
 
 def test_entropy_in_bits():
-    beta = np.array([[0.25, 1, 0.5, 0], [0.25, 0, 0.25, 1], [0.25, 0, 0.25, 0], [0.25, 0, 0, 0]])
+    beta = np.array([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [0.5, 0.25, 0.25, 0], [0, 1, 0, 0]])
     np.testing.assert_allclose(maps.entropy(beta), [2, 0, 1.5, 0], atol=1e-12)
-    assert maps.entropy(np.full((64, 1), 1 / 64, np.float32)) == pytest.approx(6)
+    assert maps.entropy(np.full((1, 64), 1 / 64, np.float32)) == pytest.approx(6)
 
 
 def test_distances_are_between_the_middles_of_cells():
     np.testing.assert_array_equal(maps.places(2, 8), [[2, 2], [2, 6], [6, 2], [6, 6]])
-    far = maps.distances(4, 16, 8)  # keys of 4x4 pixels; queries of 2x2 pixels, the first with its middle at (1, 1)
-    assert far.shape == (4, 16)
-    np.testing.assert_allclose(far[:, 0], np.sqrt([2, 26, 26, 50]))
-    np.testing.assert_allclose(far[:, 6], np.sqrt([10, 2, 18, 10]))  # row 1, column 2: (3, 5)
+    far = maps.distances(16, 4, 8)  # keys of 4x4 pixels; queries of 2x2 pixels, the first with its middle at (1, 1)
+    assert far.shape == (16, 4)
+    np.testing.assert_allclose(far[0], np.sqrt([2, 26, 26, 50]))
+    np.testing.assert_allclose(far[6], np.sqrt([10, 2, 18, 10]))  # row 1, column 2: (3, 5)
     np.testing.assert_allclose(np.diag(maps.distances(9, 9, 30)), 0)
 
 
@@ -99,14 +99,14 @@ def test_the_measures_of_a_network_are_means_over_images_and_queries():
     assert x.shape == (21, 16, 16, 16)
     with no_tape():
         beta, y = G.attention.beta(Tensor(x)).data.astype(float), G.attention(Tensor(x)).data
-    distance = np.linalg.norm(maps.places(8, 32)[:, None] - maps.places(16, 32), axis=2)  # (64, 256)
+    distance = np.linalg.norm(maps.places(16, 32)[:, None] - maps.places(8, 32), axis=2)  # (256, 64)
     wanted = {
         "gamma": -0.4,
         "queries": 256,
         "keys": 64,
-        "entropy_bits": -(beta * np.log2(beta)).sum(1).mean(),
+        "entropy_bits": -(beta * np.log2(beta)).sum(2).mean(),
         "entropy_uniform": 6,
-        "distance_pixels": (beta * distance[None]).sum(1).mean(),
+        "distance_pixels": (beta * distance[None]).sum(2).mean(),
         "distance_uniform": distance.mean(),
         "ratio": np.linalg.norm(y - x) / np.linalg.norm(x),
         "images": 21,
@@ -221,8 +221,8 @@ class Pointing:
         self.aim = aim
 
     def beta(self, x):
-        beta = np.zeros((1, 64, 256))
-        beta[0, [self.aim(j) for j in range(256)], range(256)] = 1
+        beta = np.zeros((1, 256, 64))
+        beta[0, range(256), [self.aim(j) for j in range(256)]] = 1
         return Tensor(beta)
 
 

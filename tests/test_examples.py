@@ -93,7 +93,7 @@ def test_attention_walkthrough(run):
     assert "position (2, 11), number 43 of 256, with pixel (3, 20)" in printed  # with its frame of 2: (5, 22) of 32
     shapes = dict(re.findall(r"^    (\w+): ([\dx ]+), mean", printed, re.M))
     assert [shapes.pop(name) for name in ("x", "key", "value")] == ["1 x 16 x 16 x 32", "64 x 4", "256 x 16"]
-    assert [shapes.pop(name) for name in ("s", "beta")] == ["64 x 256"] * 2
+    assert [shapes.pop(name) for name in ("s", "beta")] == ["256 x 64"] * 2
     assert shapes == {"query": "256 x 4", "mixed": "256 x 16", "o": "256 x 32", "y": "256 x 32"}
     scores, percent = table(printed, 8).reshape(2, 64)
     beta = np.exp(scores / 10) / np.exp(scores / 10).sum()

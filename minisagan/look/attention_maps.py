@@ -61,7 +61,7 @@ def without(network):
 
 
 def beta(layer, x):
-    """The weights for one image at a time, x (N, H, W, C): yields arrays (keys, H W)."""
+    """The weights for one image at a time, x (N, H, W, C): yields arrays (H W, keys)."""
     for image in x:
         with no_tape():
             weights = layer.beta(Tensor(image[None]))
@@ -75,13 +75,13 @@ def places(cells, size):
 
 
 def entropy(beta):
-    """Of each query, in bits: (keys, queries) -> (queries,)."""
-    return -(beta * np.log2(np.maximum(beta, np.finfo(beta.dtype).tiny))).sum(0)
+    """Of each query, in bits: (queries, keys) -> (queries,)."""
+    return -(beta * np.log2(np.maximum(beta, np.finfo(beta.dtype).tiny))).sum(1)
 
 
-def distances(keys, queries, size):
-    """From each key to each query in pixels, for so many of them over size x size pixels: (keys, queries)."""
-    places_of = [places(round(n**0.5), size) for n in (keys, queries)]
+def distances(queries, keys, size):
+    """From each query to each key in pixels, for so many of them over size x size pixels: (queries, keys)."""
+    places_of = [places(round(n**0.5), size) for n in (queries, keys)]
     return np.linalg.norm(places_of[0][:, None] - places_of[1], axis=-1)
 
 
@@ -95,8 +95,8 @@ def measure(network, *inputs):
         squares += [np.vdot(y - x, y - x), np.vdot(x, x)]
         for weights in beta(layer, x):
             far = distances(*weights.shape, size) if far is None else far
-            total += [entropy(weights).mean(), (weights * far).sum(0).mean()]
-    keys, queries = far.shape
+            total += [entropy(weights).mean(), (weights * far).sum(1).mean()]
+    queries, keys = far.shape
     mean = total / len(inputs[0])
     return {
         "gamma": float(layer.gamma.data),
@@ -156,9 +156,9 @@ def maps(layer, x, points, size, image_size):
     """
     margin, cells = (size - image_size) // 2, x.shape[1]
     rows, columns = np.moveaxis((points + margin) * cells // size, -1, 0)  # (N, P): the cell that holds the pixel
-    found = [weights[:, query] for weights, query in zip(beta(layer, x), rows * cells + columns, strict=True)]
-    side = round(len(found[0]) ** 0.5)
-    return np.stack(found).swapaxes(1, 2).reshape(*points.shape[:2], side, side)
+    found = [weights[query] for weights, query in zip(beta(layer, x), rows * cells + columns, strict=True)]
+    side = round(found[0].shape[1] ** 0.5)
+    return np.stack(found).reshape(*points.shape[:2], side, side)
 
 
 def figure(network, inputs, points, image_size, names=None):
