@@ -165,9 +165,9 @@ def work(program, net, threads):
     from minisagan.models import Discriminator, Generator
 
     if program == OURS:
-        from minisagan import device, parity, train
+        from minisagan import cpu, parity, train
 
-        device.set_threads(threads)
+        cpu.set_threads(threads)
     else:
         import pytorch_twin
         import torch

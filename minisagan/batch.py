@@ -7,7 +7,7 @@ Everything else in an op is about the images that it is given. They may be this 
 processes work on (processes/). Whoever writes an op need not know.
 """
 
-from minisagan import cuda, device, processes
+from minisagan import cpu, cuda, processes
 
 
 def sum(f, *arrays):
@@ -25,7 +25,7 @@ def sum(f, *arrays):
     def body(k):
         parts[k] = f(*(a[k::count] for a in arrays))
 
-    device.parallel(body, count)
+    cpu.parallel(body, count)
     while len(parts) > 1:
         half = len(parts) // 2
         parts = [a + b for a, b in zip(parts[:half], parts[half:], strict=True)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minisagan import cuda, device
+from minisagan import cpu, cuda
 from minisagan.autograd import Tensor
 
 AHEAD = 10  # steps that follow one another on a GPU before Python waits for them, as in training
@@ -94,7 +94,7 @@ def gemm_rate(seconds=0.5):
     """GFLOP/s of this machine's float32 matrix products: on all threads, with matrices that stay in their caches."""
     M, K, N, repeats, best = 512, 256, 64, 20, 0.0
     a, b = np.ones((M, K), np.float32), np.ones((K, N), np.float32)
-    outs = [np.empty((M, N), np.float32) for _ in range(device.threads())]
+    outs = [np.empty((M, N), np.float32) for _ in range(cpu.threads())]
 
     def body(i):
         for _ in range(repeats):
@@ -102,6 +102,6 @@ def gemm_rate(seconds=0.5):
 
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
-        device.parallel(body, len(outs))
+        cpu.parallel(body, len(outs))
         best = max(best, 2e-9 * M * K * N * repeats * len(outs) / (time.perf_counter() - start))
     return best

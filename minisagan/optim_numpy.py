@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cpu
 
 
 def adam(w, m, v, g, t, lr, beta1, beta2, eps):
     scale, correction = lr / (1 - beta1 ** int(t)), 1 / (1 - beta2 ** int(t))
-    cuts = device.chunks(len(w), 5 * w.itemsize)
+    cuts = cpu.chunks(len(w), 5 * w.itemsize)
 
     def body(i):
         wi, mi, vi, gi = (a[cuts[i]] for a in (w, m, v, g))
@@ -15,9 +15,9 @@ def adam(w, m, v, g, t, lr, beta1, beta2, eps):
         vi += (1 - beta2) * (gi * gi - vi)
         wi -= scale * mi / (np.sqrt(vi * correction) + eps)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
 
 
 def zeros(like, size):
     """All processes that are forked from this one write to them."""
-    return device.shared(size, like.dtype)
+    return cpu.shared(size, like.dtype)

@@ -13,7 +13,7 @@ with CuPy's arrays, that in ops/conv_cuda.py. `gather.plain` is the page's own, 
 import functools
 import importlib.util
 
-from minisagan import cuda, device
+from minisagan import cpu, cuda
 
 
 def primitive(plain):
@@ -34,7 +34,7 @@ def primitive(plain):
 @functools.cache
 def beside(plain, where):
     """What carries out the primitive for "numpy" or "cuda": the function beside its page, or else plain itself."""
-    device.start()
+    cpu.start()
     name = f"{plain.__module__}_{where}"
     if importlib.util.find_spec(name) is None:
         return plain

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minisagan import batch, cuda, data, device, nn, ops, processes, rng
+from minisagan import batch, cpu, cuda, data, nn, ops, processes, rng
 from minisagan.autograd import grad, no_tape
 from minisagan.errors import Diverged, UsageError
 from minisagan.models import Discriminator, Generator
@@ -80,7 +80,7 @@ class Training:
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
     data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU, `count`
-    processes share each batch (None: as many as are sensible for device.threads() and this batch): not one bit of the
+    processes share each batch (None: as many as are sensible for cpu.threads() and this batch): not one bit of the
     result depends on how many. The others begin when the first step is made, and of later changes see those of `state`.
     """
 
@@ -90,7 +90,7 @@ class Training:
                 f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
                 f"choose --batch-size {len(dataset)} or less"
             )
-        device.start()
+        cpu.start()
         self.config, self.dataset, self.step = config, dataset, 0
         self.source = dataset  # of batches
         self.sampled_at = None  # the step for which the averaged generator's statistics were measured
@@ -109,7 +109,7 @@ class Training:
         steps = self._step_d, self._step_g
         self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
         if processes is None:
-            processes = 1 if gpu else fork.sensible(device.threads(), config.batch_size)
+            processes = 1 if gpu else fork.sensible(cpu.threads(), config.batch_size)
         self.processes, self.forks = fork.checked(processes, config.batch_size), None
 
     def advance(self, count=1):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from minisagan import data, device
+from minisagan import cpu, data
 from minisagan.commands import cli
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +25,9 @@ PROGRAM = (
 
 def minisagan(*args, code=0):
     """Run a command line in this process; returns its stdout and stderr."""
-    threads = device.threads()
+    threads = cpu.threads()
     result = CliRunner().invoke(cli, [str(arg) for arg in args])
-    device.set_threads(threads)
+    cpu.set_threads(threads)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.stderr
     return result.stdout, result.stderr

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from minisagan import cuda, device
+from minisagan import cpu, cuda
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    device.set_threads(2)  # on any machine: what threads do is tested, and in the same way
+    cpu.set_threads(2)  # on any machine: what threads do is tested, and in the same way
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minisagan import bench, data, device
+from minisagan import bench, cpu, data
 from minisagan.autograd import Tensor, grad
 from minisagan.commands import cli
 from minisagan.config import Config
@@ -70,12 +70,12 @@ def test_the_machines_own_rate_is_a_rate():
 
 
 def test_the_command_prints_its_facts_as_json(capsys):
-    before = device.threads()
+    before = cpu.threads()
     try:
         with pytest.raises(SystemExit) as done:
             cli.main(["bench", "--steps", "1", "--batch-size", "2", "--width", "8", "--threads", "1", "--json"])
     finally:
-        device.set_threads(before)
+        cpu.set_threads(before)
     facts = json.loads(capsys.readouterr().out)
     assert done.value.code == 0 and facts["threads"] == 1 and facts["step_ms"] > 0
     assert facts["images_per_second"] == pytest.approx(2e3 / facts["step_ms"])

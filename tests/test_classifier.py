@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisagan import data, device
+from minisagan import cpu, data
 from minisagan.autograd import no_tape
 from minisagan.data import idx
 from minisagan.errors import DataError, UsageError
@@ -60,12 +60,12 @@ def test_it_learns_the_training_images_each_time_shifted_anew(monkeypatch):
 
 
 def test_one_seed_makes_one_classifier_whatever_the_threads():
-    dataset, threads = stripes(), device.threads()
+    dataset, threads = stripes(), cpu.threads()
     hashes = []
     for count, seed in ((1, 0), (2, 0), (1, 1)):
-        device.set_threads(count)
+        cpu.set_threads(count)
         hashes.append(trained(dataset, seed).hash)
-    device.set_threads(threads)
+    cpu.set_threads(threads)
     assert hashes[0] == hashes[1] != hashes[2] and len(hashes[0]) == 12
 
 

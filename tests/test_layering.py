@@ -12,7 +12,7 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "kinks", "cuda", "processes", "device", "batch", "processes.fork", "primitives", "autograd", "rng"),
+    *("errors", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "primitives", "autograd", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.conv", "ops.cross_entropy"),
     *("ops.embedding", "ops.hinge", "ops.resample", "ops.spectral", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda"),
@@ -27,7 +27,7 @@ ORDER = [
 # Which modules may import what is not Python's own.
 OTHERS = {
     "numpy": ["*"],
-    "threadpoolctl": ["device"],
+    "threadpoolctl": ["cpu"],
     "cupy": ["cuda"],
     "cuda": ["cuda"],
     "PIL": ["data.folder", "look.pictures", "look.plot"],
@@ -97,7 +97,7 @@ def test_imports_run_one_way(module):
 @pytest.mark.parametrize("page", PAGES)
 def test_an_ops_page_knows_no_processes_threads_or_devices(page):
     found = {ours(name) for name in imports(MODULES[page])}
-    assert {name for name in found if name in ("device", "cuda") or str(name).startswith("processes")} == set()
+    assert {name for name in found if name in ("cpu", "cuda") or str(name).startswith("processes")} == set()
 
 
 @pytest.mark.parametrize(

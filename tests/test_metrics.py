@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minisagan import device
+from minisagan import cpu
 from minisagan.errors import UsageError
 from minisagan.judge import metrics
 
@@ -136,11 +136,11 @@ def test_distances_are_never_all_in_memory():
 def test_threads_do_not_matter():
     x, y = two_clouds(1500, 8)
     found = set()
-    threads = device.threads()
+    threads = cpu.threads()
     for count in (1, 2, 3):
-        device.set_threads(count)
+        cpu.set_threads(count)
         found.add((metrics.frechet(x, y), metrics.kid(x, y), metrics.precision_recall(x, y)))
-    device.set_threads(threads)
+    cpu.set_threads(threads)
     assert len(found) == 1
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minisagan import device, ops, selfcheck
+from minisagan import cpu, ops, selfcheck
 from minisagan.autograd import Tensor, grad
 
 CASES = [pytest.param(case, id=f"{op}: {case.name}") for op in ops.__all__ for case in selfcheck.cases(op)]
@@ -220,7 +220,7 @@ def test_batch_norm_in_evaluation_uses_and_returns_the_given_statistics():
 
 def test_float32_statistics_survive_a_mean_of_10000_deviations(monkeypatch):
     """E[x^2] - E[x]^2 would lose all digits, and even turn negative."""
-    monkeypatch.setattr(device, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 2000)
     x = (np.random.default_rng(0).standard_normal((7, 8, 8, 3)) + 1e4).astype(np.float32)
     ones, zeros = Tensor(np.ones(3, np.float32)), Tensor(np.zeros(3, np.float32))
     _, (mean, var) = ops.batch_norm(Tensor(x), ones, zeros)
@@ -324,10 +324,10 @@ def test_shapes_that_can_not_be_are_refused(call, says):
 
 @pytest.fixture
 def threads():
-    """device.set_threads, and afterwards the number that there was."""
-    before = device.threads()
-    yield device.set_threads
-    device.set_threads(before)
+    """cpu.set_threads, and afterwards the number that there was."""
+    before = cpu.threads()
+    yield cpu.set_threads
+    cpu.set_threads(before)
 
 
 @pytest.mark.parametrize("chunk_bytes", [None, 3000])
@@ -335,7 +335,7 @@ def threads():
 def test_results_are_bit_identical_for_any_number_of_threads(op, chunk_bytes, threads, monkeypatch):
     """In float32, where the order of addition shows; at 3000 bytes a chunk small cases have several, too."""
     if chunk_bytes:
-        monkeypatch.setattr(device, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(cpu, "CHUNK_BYTES", chunk_bytes)
     cases = [(case.f, [x.astype(np.float32) for x in case.inputs]) for case in selfcheck.cases(op)]
     threads(1)
     alone = [both_passes(f, *inputs) for f, inputs in cases]
@@ -348,11 +348,11 @@ def test_results_are_bit_identical_for_any_number_of_threads(op, chunk_bytes, th
 @pytest.mark.parametrize("case", CASES)
 def test_chunk_borders_leave_no_trace(case, monkeypatch):
     """One image a chunk, a few with a remainder, all in one: the same but for rounding."""
-    monkeypatch.setattr(device, "CHUNK_BYTES", 1 << 25)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1 << 25)
     whole = both_passes(case.f, *case.inputs)
     scale = max(map(np.linalg.norm, whole))
     for chunk_bytes in (100, 2000, 5000, 12_000, 40_000, 400_000):
-        monkeypatch.setattr(device, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(cpu, "CHUNK_BYTES", chunk_bytes)
         for found, expected in zip(both_passes(case.f, *case.inputs), whole, strict=True):
             assert np.linalg.norm(found - expected) <= 1e-13 * scale
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisagan import batch, device, nn, ops, parity, processes
+from minisagan import batch, cpu, nn, ops, parity, processes
 from minisagan.autograd import Tensor, grad
 from minisagan.config import Architecture, Config
 from minisagan.errors import Fault
@@ -180,7 +180,7 @@ def test_how_many_processes_are_sensible(monkeypatch):
 
 @forks
 def test_an_exchange_is_of_all_processes_in_order():
-    out = device.shared(2, np.float64)
+    out = cpu.shared(2, np.float64)
 
     def work(a, b):
         for _ in range(5):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from command_line import ROOT, minisagan
 
-from minisagan import data, device
+from minisagan import cpu, data
 from minisagan.config import Architecture, Config
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 from minisagan.run import checkpoint, loop
@@ -31,9 +31,9 @@ def small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "DRAWN", {"train": (30, 0)})  # 16 images a step: an epoch ends in the middle of one
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    threads = device.threads()
+    threads = cpu.threads()
     yield
-    device.set_threads(threads)
+    cpu.set_threads(threads)
 
 
 def train(opened, stop=None):
@@ -159,9 +159,9 @@ def test_gone_back_to_an_older_checkpoint(whole, tmp_path):
 
 
 def test_threads_do_not_matter(whole, tmp_path):
-    device.set_threads(1)
+    cpu.set_threads(1)
     train(new(tmp_path / "a"), stop=3)
-    device.set_threads(3)
+    cpu.set_threads(3)
     assert contents(train(loop.Run.resume(tmp_path / "a", options=OPTIONS))) == contents(whole)
 
 

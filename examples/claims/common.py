@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import device
+from minisagan import cpu
 from minisagan.look import pictures
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -62,7 +62,7 @@ def carry_out(function, runs, path, jobs):
     done = read(path)
     todo = [run for run in runs if _key(run) not in done]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {path}", flush=True)
-    spawn = multiprocessing.get_context("spawn")  # a fork would have lost the threads of minisagan.device
+    spawn = multiprocessing.get_context("spawn")  # a fork would have lost the threads of minisagan.cpu
     start = time.monotonic()
     with path.open("a") as file, ProcessPoolExecutor(jobs, spawn, _one_thread) as pool:
         try:
@@ -101,7 +101,7 @@ def _key(run):
 
 def _one_thread():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
-    device.set_threads(1)
+    cpu.set_threads(1)
 
 
 def budget(start, runs, jobs, measuring=0.1):
@@ -109,7 +109,7 @@ def budget(start, runs, jobs, measuring=0.1):
 
     `measuring` is the time of what is no training, as a share.
     """
-    device.set_threads(1)
+    cpu.set_threads(1)
     seconds, timed = 0, {}
     for run in runs:
         setting = _key(run | {"seed": 0, "steps": 0})

@@ -5,7 +5,7 @@ import statistics
 
 import click
 
-from minisagan import bench, device, parity
+from minisagan import bench, cpu, parity
 from minisagan.commands import hardware
 from minisagan.config import Architecture, Config
 from minisagan.train import Training
@@ -28,7 +28,7 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     batch, the table is the first one's.
     """
     where = hardware.choose(where, tf32)
-    device.set_threads(threads)
+    cpu.set_threads(threads)
     arch = Architecture(size=size, channels=1 if size == 32 else 3, width=width, attention=size // 2)
     config = Config(batch_size=batch_size, architecture=arch)
     with hardware.memory(batch_size):
@@ -42,7 +42,7 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
         "steps_per_second": 1 / step,
         "images_per_second": batch_size / step,
         "device": hardware.describe(where),
-        "threads": device.threads(),
+        "threads": cpu.threads(),
         "processes": training.processes,
     }
     if where == "cpu":
@@ -50,7 +50,7 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     if as_json:
         click.echo(json.dumps(facts))
         return
-    cores = device.cores(training.processes)
+    cores = cpu.busy(training.processes)
     click.echo(
         f"{size}x{size}, width {width}, batch {batch_size}, {facts['device']}, {cores}: "
         f"{1e3 * step:.1f} ms a step (median of {steps}; fastest {1e3 * min(seconds):.1f}), "

@@ -6,7 +6,7 @@ import platform
 
 import click
 
-from minisagan import __version__, cuda, data, device, parity, selfcheck
+from minisagan import __version__, cpu, cuda, data, parity, selfcheck
 from minisagan.commands import hardware
 from minisagan.data import cifar
 from minisagan.data.download import locate
@@ -26,8 +26,8 @@ def command():
     click.echo(f"minisagan        {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in PACKAGES:
         click.echo(f"{package:16} {_version(package)}")
-    click.echo(f"BLAS             {device.blas()}")
-    click.echo(f"cores            {os.cpu_count()}, used by threads: {device.threads()}")
+    click.echo(f"BLAS             {cpu.blas()}")
+    click.echo(f"cores            {os.cpu_count()}, used by threads: {cpu.threads()}")
     obstacle = hardware.use()
     click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {obstacle or f'used as {cuda.describe()}'}")
     click.echo(f"data folder      {where}{'' if where.is_dir() else ' (not there yet)'}")

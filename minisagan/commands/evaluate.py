@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from minisagan import device
+from minisagan import cpu
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
@@ -28,7 +28,7 @@ def command(run, count, seed, data_dir, threads, as_json):
     images of the run's data set, by the features of a small classifier trained by minisagan on its training images;
     beside each number stands that of real training images. Writes evaluation.json into the run's folder.
     """
-    device.set_threads(threads)
+    cpu.set_threads(threads)
     generator, config, about, file = runs.load_generator(run)
     judge = Judge(runs.load_data(config, about, run, data_dir), count, seed, data_dir)
     classes = config.architecture.classes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from minisagan import data, device
+from minisagan import cpu, data
 from minisagan.commands import hardware
 from minisagan.commands.progress import Progress, duration
 from minisagan.config import RECIPES, Config, recipe
@@ -86,7 +86,7 @@ def command(
     on = {"gpu": where != "cpu", "graph": graph, "processes": None}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UsageError(f"--minutes must be above 0, not {minutes}")
-    device.set_threads(threads)
+    cpu.set_threads(threads)
     given = {name: value for name, value in given.items() if value is not None}
     if "dataset" in given and given["dataset"] not in data.NAMES:
         given["dataset"] = os.path.abspath(given["dataset"])
@@ -230,7 +230,7 @@ def _introduce(run, where):
     click.echo(
         f"{run.folder}: {images.name}, {len(images):,} images of {size}x{size}, {classes or 'no'} classes; "
         f"{len(training.adam_g.weights):,} weights in G, {len(training.adam_d.weights):,} in D; "
-        f"{hardware.describe(where)}, {device.cores(training.processes)}",
+        f"{hardware.describe(where)}, {cpu.busy(training.processes)}",
         err=True,
     )
 

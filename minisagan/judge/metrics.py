@@ -12,7 +12,7 @@ in memory. Chunks are added up in order, so that the number of threads does not 
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cpu
 from minisagan.errors import UsageError
 
 ROWS = 256  # of a kernel's or distances' matrix that a thread works on at once
@@ -153,5 +153,5 @@ def _by_rows(function, *arrays):
     def body(i):
         found[i] = function(*(a[cuts[i]] for a in arrays))
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return found

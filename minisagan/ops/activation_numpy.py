@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cpu
 
 
 def relu_forward(x):
-    return device.elementwise(_positive, x)
+    return cpu.elementwise(_positive, x)
 
 
 def relu_backward(y, g):
-    return device.elementwise(_gated, g, y)
+    return cpu.elementwise(_gated, g, y)
 
 
 def _positive(x, out):

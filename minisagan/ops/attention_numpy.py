@@ -5,13 +5,13 @@ In memory the weights lie as (N, I, J), and beta is a view of that: queries are 
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cpu
 
 
 def attend_forward(q, k, v):
     N, J, I = len(q), q.shape[1], k.shape[1]
     weights, o = np.empty((N, I, J), q.dtype), np.empty((N, J, v.shape[2]), q.dtype)
-    cuts = device.chunks(N, 2 * weights[0].nbytes)
+    cuts = cpu.chunks(N, 2 * weights[0].nbytes)
 
     def body(c):
         n = cuts[c]
@@ -21,14 +21,14 @@ def attend_forward(q, k, v):
         s /= s.sum(1, keepdims=True)
         np.matmul(s.swapaxes(1, 2), v[n], out=o[n])  # (n, J, e)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return o, weights.swapaxes(1, 2)
 
 
 def attend_backward(g, q, k, v, o, beta):
     weights = beta.swapaxes(1, 2)  # (N, I, J)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    cuts = device.chunks(len(q), 2 * weights[0].nbytes)
+    cuts = cpu.chunks(len(q), 2 * weights[0].nbytes)
 
     def body(c):
         n = cuts[c]
@@ -39,5 +39,5 @@ def attend_backward(g, q, k, v, o, beta):
         np.matmul(ds.swapaxes(1, 2), k[n], out=dq[n])  # (n, J, d)
         np.matmul(ds, q[n], out=dk[n])  # (n, I, d)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return dq, dk, dv

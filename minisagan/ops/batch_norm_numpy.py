@@ -5,7 +5,7 @@ Rows of W C numbers, a whole row of x at a time, keep NumPy's inner loops long.
 
 import numpy as np
 
-from minisagan import batch, device
+from minisagan import batch, cpu
 from minisagan.ops.batch_norm import joined, over_images
 
 
@@ -13,7 +13,7 @@ def statistics(x):
     """Each image's mean and squared deviations are taken while it is in cache."""
     N, H, W, C = x.shape
     moments = np.empty((N, 2, C), x.dtype)  # of each image: mean, variance
-    cuts = device.chunks(N, 2 * x[0].nbytes)
+    cuts = cpu.chunks(N, 2 * x[0].nbytes)
 
     def body(i):
         rows = x[cuts[i]].reshape(-1, H, W * C)
@@ -22,7 +22,7 @@ def statistics(x):
         moments[cuts[i], 0] = mean
         moments[cuts[i], 1] = _columns(np.einsum("nrc,nrc->nc", centred, centred), C) / (H * W)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return joined(batch.whole(moments))
 
 
@@ -61,7 +61,7 @@ def _affine(x, scale, shift, relu, plus=None):
     scale, shift, zero = _tiled(scale, x), _tiled(shift, x), np.zeros(W * C, x.dtype)
     if plus:
         other, factor = plus[0].reshape(y.shape), _tiled(plus[1], x)
-    cuts = device.chunks(N, 3 * x[0].nbytes)
+    cuts = cpu.chunks(N, 3 * x[0].nbytes)
 
     def body(i):
         n = cuts[i]
@@ -72,7 +72,7 @@ def _affine(x, scale, shift, relu, plus=None):
         if relu:
             np.maximum(out, zero, out=out)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return y.reshape(x.shape)
 
 
@@ -82,7 +82,7 @@ def _gated_sums(g, gate, x, mean):
     gated = g if gate is None else np.empty((N, H, W, C), g.dtype)
     sums, products = np.empty((2, N, C), x.dtype)
     mean, fold = np.tile(mean, W), (-1, H, W * C)
-    cuts = device.chunks(N, 4 * x[0].nbytes)
+    cuts = cpu.chunks(N, 4 * x[0].nbytes)
 
     def body(i):
         n = cuts[i]
@@ -92,7 +92,7 @@ def _gated_sums(g, gate, x, mean):
         sums[n] = _columns(np.ones(H, x.dtype) @ rows, C)
         products[n] = _columns(np.einsum("nhc,nhc->nc", rows, x[n].reshape(fold) - mean), C)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return gated, sums, products
 
 

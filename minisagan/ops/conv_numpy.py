@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minisagan import device
+from minisagan import cpu
 
 
 def gather(x, w, stride, top, left, size, bias=None):
@@ -62,10 +62,10 @@ def outer(x, g, kernel, stride, top, left):
     rows = (Ho - 1) + -(-kh // stride)  # of x, of each remainder mod s, that meet a tap
     size = stride * rows * Wo * kw * C  # of an image's patches
     dw = np.zeros((kh, kw * C, O), x.dtype)
-    for cut in device.cached(N, x.itemsize * size):
+    for cut in cpu.cached(N, x.itemsize * size):
         images, gs = x[cut], g[cut].reshape(-1, Ho * Wo, O)
         n = len(images)
-        patches = device.scratch(x.dtype, n * size).reshape(stride, n, rows, Wo, kw, C)
+        patches = cpu.scratch(x.dtype, n * size).reshape(stride, n, rows, Wo, kw, C)
         for remainder, A in enumerate(patches):
             _expand(images, A, stride, top - remainder, stride, left)
         for i in range(kh):
@@ -86,7 +86,7 @@ def pointwise(x, w, bias=None):
     N, H, W, C = x.shape
     y = np.empty((N, H, W, w.shape[1]), x.dtype)
     bias = bias if bias is None else np.tile(bias, W)
-    cuts = device.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
+    cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
         out = y[cuts[i]]
@@ -95,7 +95,7 @@ def pointwise(x, w, bias=None):
             out = out.reshape(-1, len(bias))
             out += bias
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return y
 
 
@@ -120,12 +120,12 @@ def _products(x, stride, y, sets, bias):
             for t, l, w, part in group
         ]
         jobs.append((top, left, (columns, rows, kw, C), products))
-    cuts = device.chunks(N, x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
+    cuts = cpu.chunks(N, x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
 
     def body(i):
         images = x[cuts[i]]
         for top, left, shape, products in jobs:
-            A = device.scratch(x.dtype, len(images) * math.prod(shape)).reshape(-1, *shape)  # (n, W', R, kw, C)
+            A = cpu.scratch(x.dtype, len(images) * math.prod(shape)).reshape(-1, *shape)  # (n, W', R, kw, C)
             _expand(images, A.swapaxes(1, 2), 1, top, stride, left)
             image, column, row, _, channel = A.strides
             for down, right, w, part in products:
@@ -139,7 +139,7 @@ def _products(x, stride, y, sets, bias):
             long = y[cuts[i]].reshape(-1, len(bias))
             long += bias
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
 
 
 def _expand(x, A, down, top, across, left):

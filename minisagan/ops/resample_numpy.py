@@ -5,20 +5,20 @@ Max pooling finds its winners by three comparisons: argmax, along an axis of fou
 
 import numpy as np
 
-from minisagan import device
+from minisagan import cpu
 from minisagan.ops.resample import corners
 
 
 def repeat(x, factor):
     N, H, W, C = x.shape
     y = np.empty((N, H, 2, W, 2, C), x.dtype)
-    cuts = device.chunks(N, 5 * x[0].nbytes)
+    cuts = cpu.chunks(N, 5 * x[0].nbytes)
 
     def body(i):
         small = x[cuts[i]] if factor == 1 else x[cuts[i]] * x.dtype.type(factor)
         y[cuts[i]] = small[:, :, None, :, None]
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return y.reshape(N, 2 * H, 2 * W, C)
 
 
@@ -26,7 +26,7 @@ def sum_blocks(x, factor):
     N, H, W, C = x.shape
     blocks = x.reshape(N, H // 2, 2, W // 2, 2, C)
     y = np.empty((N, H // 2, W // 2, C), x.dtype)
-    cuts = device.chunks(N, 2 * x[0].nbytes)
+    cuts = cpu.chunks(N, 2 * x[0].nbytes)
 
     def body(i):
         rows = blocks[cuts[i], :, 0] + blocks[cuts[i], :, 1]  # (n, H/2, W/2, 2, C)
@@ -34,7 +34,7 @@ def sum_blocks(x, factor):
         if factor != 1:
             y[cuts[i]] *= factor
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return y
 
 
@@ -42,7 +42,7 @@ def max_pool_forward(x):
     N, H, W, C = x.shape
     y = np.empty((N, H // 2, W // 2, C), x.dtype)
     winner = np.empty(y.shape, np.uint8)
-    cuts = device.chunks(N, 2 * x[0].nbytes)
+    cuts = cpu.chunks(N, 2 * x[0].nbytes)
 
     def body(i):
         a, b, c, d = corners(x[cuts[i]])
@@ -51,18 +51,18 @@ def max_pool_forward(x):
         right, right_below, below = (m.view(np.uint8) for m in (b > a, d > c, lower > upper))
         winner[cuts[i]] = right + below * (2 + right_below - right)  # np.where takes longer than all of it
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return y, winner
 
 
 def max_pool_backward(g, winner):
     N, H, W, C = g.shape
     dx = np.empty((N, 2 * H, 2 * W, C), g.dtype)
-    cuts = device.chunks(N, 8 * g[0].nbytes)
+    cuts = cpu.chunks(N, 8 * g[0].nbytes)
 
     def body(i):
         for k, corner in enumerate(corners(dx[cuts[i]])):
             np.multiply(g[cuts[i]], winner[cuts[i]] == k, out=corner)
 
-    device.parallel(body, len(cuts))
+    cpu.parallel(body, len(cuts))
     return dx

@@ -16,7 +16,7 @@ import warnings
 
 import numpy as np
 
-from minisagan import device, processes
+from minisagan import cpu, processes
 from minisagan.errors import Fault
 
 FEWEST = 4  # images for each process: a product of fewer rows goes another way through BLAS, and rounds differently
@@ -55,8 +55,8 @@ class Forks:
 
     def __init__(self, world, nbytes, work, state=()):
         self.world, self.turn, self.owner = world, 0, os.getpid()
-        self.slots = device.shared(2 * world * nbytes, np.uint8).reshape(2, world, nbytes)
-        self.state, self.carried = state, [device.shared(x.size, x.dtype).reshape(x.shape) for x in state]
+        self.slots = cpu.shared(2 * world * nbytes, np.uint8).reshape(2, world, nbytes)
+        self.state, self.carried = state, [cpu.shared(x.size, x.dtype).reshape(x.shape) for x in state]
         pairs = {(a, b): socket.socketpair() for b in range(world) for a in range(b)}
         self.forks = []
         for number in range(1, world):

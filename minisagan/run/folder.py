@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import __version__, cuda, data, device
+from minisagan import __version__, cpu, cuda, data
 from minisagan.config import Config
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.models import Discriminator, Generator
@@ -139,8 +139,8 @@ def versions():
         "minisagan": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": device.blas(),
-        "threads": device.threads(),
+        "blas": cpu.blas(),
+        "threads": cpu.threads(),
         "machine": f"{platform.system()} {platform.machine()}",
     } | ({"gpu": cuda.describe()} if cuda.in_use() else {})
 

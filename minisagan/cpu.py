@@ -92,7 +92,7 @@ def threads():
     return len(_team.starts) + 1
 
 
-def cores(processes):
+def busy(processes):
     """What `processes` that share a batch, or the threads of one, keep busy, in words."""
     return f"processes: {processes}" if processes > 1 else f"threads: {threads()}"
 
