@@ -15,7 +15,7 @@ import threading
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minisagan import cuda, processes
+from minisagan import processes
 
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
 
@@ -152,27 +152,6 @@ def scratch(dtype, size):
     if arena is None or len(arena) < nbytes:
         arena = _local.arena = np.empty(max(nbytes, 2 * CHUNK_BYTES), np.uint8)
     return arena[:nbytes].view(dtype)
-
-
-def elementwise(op, *arrays):
-    """op(*arrays), new, with NumPy's broadcasting and dtypes; large arrays of one shape are shared by all threads."""
-    if any(cuda.on_gpu(a) for a in arrays):
-        return op(*arrays)
-    x = arrays[0]
-    if x.nbytes < CHUNK_BYTES // 4 or any(a.shape != x.shape or not a.flags.c_contiguous for a in arrays):
-        y = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), np.result_type(*arrays))
-        op(*arrays, out=y)
-        return y
-    y = np.empty(x.shape, np.result_type(*arrays))
-    width = x.size // len(x) if x.ndim < 3 else x.shape[-1] * x.shape[-2]
-    rows = [a.reshape(-1, width) for a in (*arrays, y)]  # long rows keep NumPy's inner loops long
-    cuts = chunks(len(rows[0]), width * x.itemsize * len(rows))
-
-    def body(i):
-        op(*(a[cuts[i]] for a in rows[:-1]), out=rows[-1][cuts[i]])
-
-    parallel(body, len(cuts))
-    return y
 
 
 def shared(size, dtype):

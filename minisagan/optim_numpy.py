@@ -1,4 +1,4 @@
-"""Adam on NumPy in slices that stay in a core's cache, on all threads; weights in memory that forks share."""
+"""Adam on NumPy in slices, so that what it works with takes no memory worth mention; weights that forks share."""
 
 import numpy as np
 

