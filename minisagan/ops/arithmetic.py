@@ -70,18 +70,17 @@ def matmul(a, b):
     if ad.ndim < 2 or bd.ndim < 2:
         raise ValueError(f"matmul takes matrices or stacks of them, not shapes {ad.shape} and {bd.shape}")
 
-    def transposed_product(a, g):
-        return product(a.swapaxes(-1, -2), g)
+    def of_a(g):
+        return _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape)
+
+    def of_b(g):
+        turned = lambda a, g: product(a.swapaxes(-1, -2), g)
+        if ad.ndim == bd.ndim == 2:  # the rows of a are images, and b is shared by them
+            return batch.sum(turned, ad, g)
+        return _summed_to(turned(ad, g), bd.shape)
 
     def vjp(g, needs):
-        da = db = None
-        if needs[0]:
-            da = _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape)
-        if needs[1] and ad.ndim == bd.ndim == 2:  # the rows of a are images, and b is shared by them
-            db = batch.sum(transposed_product, ad, g)
-        elif needs[1]:
-            db = _summed_to(transposed_product(ad, g), bd.shape)
-        return da, db
+        return of_a(g) if needs[0] else None, of_b(g) if needs[1] else None
 
     return Tensor(product(ad, bd), (a, b), vjp, "matmul")
 
@@ -107,9 +106,7 @@ def sum(x, axis=None, keepdims=False):
     """The sum over `axis` (default: all): each summed element gets the sum's cotangent."""
     shape = x.shape
     axes = set(range(x.ndim)) if axis is None else {a % x.ndim for a in np.atleast_1d(axis).tolist()}
-    y = x.data.sum(axis=tuple(axes - {0}), keepdims=True)
-    if 0 in axes:
-        y = batch.sum(lambda y: y.sum(0, keepdims=True), y)
+    y = _summed(x.data, axes)
     if not keepdims:
         y = y.reshape([size for a, size in enumerate(shape) if a not in axes])
 
@@ -143,11 +140,15 @@ def _constant(value, like):
 
 def _summed_to(g, shape):
     """The transpose of broadcasting `shape` to g's shape: sum over the axes that were repeated."""
-    if g.shape == shape:
-        return g
-    if extra := g.ndim - len(shape):
-        g = batch.sum(lambda g: g.sum(0), g.sum(axis=tuple(range(1, extra))))
-    return g.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1 != g.shape[i]), keepdims=True)
+    ones = (1,) * (g.ndim - len(shape)) + shape
+    return _summed(g, {a for a, size in enumerate(ones) if size == 1 != g.shape[a]}).reshape(shape)
+
+
+def _summed(x, axes):
+    """The sum over these axes, which stay with size 1; if the first is one of them, a sum over the batch."""
+    if rest := tuple(axes - {0}):
+        x = x.sum(axis=rest, keepdims=True)
+    return batch.sum(lambda x: x.sum(0, keepdims=True), x) if 0 in axes else x
 
 
 Tensor.__add__ = Tensor.__radd__ = add
