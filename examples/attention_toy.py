@@ -13,6 +13,7 @@ import numpy as np
 
 from minisagan import nn, ops
 from minisagan.autograd import Tensor, no_tape
+from minisagan.init import Init
 
 SIZE, FIRST, SECOND = 12, (2, 3), (9, 8)  # of the image; the middles of the crosses
 DYE = 9  # the channel after the pixels
@@ -33,7 +34,7 @@ def toy_image(rng):
 
 def attention_by_hand():
     """The paper's form: query and key the first 9 channels, value the dye, output the dye again, gamma = 1."""
-    layer = nn.SelfAttention(nn.Init(0, dtype=np.float64), C, form="paper", spectral=False)
+    layer = nn.SelfAttention(Init(0, dtype=np.float64), C, form="paper", spectral=False)
     for projection in (layer.query, layer.key, layer.value, layer.output):
         projection.w.data[...] = 0  # (1, 1, C_in, C_out)
     layer.query.w.data[0, 0, :9] = layer.key.w.data[0, 0, :9] = np.eye(9)
@@ -56,7 +57,7 @@ def text(image):
 
 def asymmetry(form, side, rng):
     """The largest difference that it makes to permute windows of side x side positions before attention, or after."""
-    layer = nn.SelfAttention(nn.Init(1, dtype=np.float64), 16, form).eval()
+    layer = nn.SelfAttention(Init(1, dtype=np.float64), 16, form).eval()
     layer.gamma.data[...] = 1
     n = 8 // side
     x, order = rng.standard_normal((1, 8, 8, 16)), rng.permutation(n * n)

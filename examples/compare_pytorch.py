@@ -160,8 +160,8 @@ def work(program, net, threads):
     """The worker's side: import, say so, then make a training step for each line of input."""
     import numpy as np
 
-    from minisagan import nn
     from minisagan.config import Architecture, Config
+    from minisagan.init import Init
     from minisagan.models import Discriminator, Generator
 
     if program == OURS:
@@ -182,7 +182,7 @@ def work(program, net, threads):
         config = Config(batch_size=batch, lr_g=2e-4, lr_d=4e-4, architecture=arch)
         training = train.Training(config, parity.noise(config, 4 * batch), processes=None)
     else:
-        init = nn.Init(0, arch.init)
+        init = Init(0, arch.init)
         G, D = Generator(arch, init), Discriminator(arch, init)
         memory_format = torch.contiguous_format if program == "nchw" else torch.channels_last
         G, D = pytorch_twin.twin(G, memory_format), pytorch_twin.twin(D, memory_format)
@@ -219,7 +219,8 @@ def agreement(arch, batch=8):
     import pytorch_twin
     import torch
 
-    from minisagan import autograd, nn, ops
+    from minisagan import autograd, ops
+    from minisagan.init import Init
     from minisagan.models import Discriminator, Generator
 
     def difference(ours, theirs):
@@ -234,7 +235,7 @@ def agreement(arch, batch=8):
 
     found = {}
     for dtype in (np.float64, np.float32):
-        init, random = nn.Init(0, arch.init, dtype), np.random.default_rng(0)
+        init, random = Init(0, arch.init, dtype), np.random.default_rng(0)
         G, D = Generator(arch, init), Discriminator(arch, init)
         for network in (G, D):
             network.attention.gamma.data[...] = 0.5  # at 0 nothing of attention would show

@@ -27,12 +27,13 @@ from datetime import UTC, datetime
 import click
 import numpy as np
 
-from minisagan import bench, cuda, nn, parity
+from minisagan import bench, cuda, parity
 from minisagan.autograd import Tensor, recording
 from minisagan.bench import AHEAD
 from minisagan.commands import hardware
 from minisagan.config import Architecture, Config
 from minisagan.errors import Fault
+from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 from minisagan.train import Training
 
@@ -149,7 +150,7 @@ def pytorch(config, how):
     torch.backends.cudnn.benchmark = True
     arch, n, gpu = config.architecture, config.batch_size, torch.device("cuda", cuda.cupy().cuda.Device().id)
     torch.cuda.reset_peak_memory_stats(gpu)
-    init = nn.Init(0, arch.init)
+    init = Init(0, arch.init)
     networks = Generator(arch, init), Discriminator(arch, init)
     G, D = (twins.twin(network, torch.channels_last).to(gpu) for network in networks)
     adam_g, adam_d = (twins.adam(network, 1e-4, capturable="graphs" in how) for network in (G, D))

@@ -107,9 +107,9 @@ class BatchNorm(nn.Module):
 class SelfAttention(nn.Module):
     """x + gamma o (SAGAN sec. 3), in the released code's form ("official") or the paper's."""
 
-    def __init__(self, channels, form, spectral):
+    def __init__(self, channels, form, spectral, key):
         super().__init__()
-        narrow, wide = channels // 8, channels // (2 if form == "official" else 8)
+        narrow, wide = channels // key if key else max(channels // 8, 8), channels // (2 if form == "official" else 8)
         self.query = Conv(channels, narrow, 1, spectral, bias=False)
         self.key = Conv(channels, narrow, 1, spectral, bias=False)
         self.value = Conv(channels, wide, 1, spectral, bias=False)
@@ -183,7 +183,7 @@ class Generator(nn.Module):
             inputs, outputs = arch.generator_width(r // 2), arch.generator_width(r)
             self.add_module(f"up{r}", UpBlock(inputs, outputs, arch.classes, arch.momentum, spectral))
             if r == arch.attention:
-                self.attention = SelfAttention(outputs, arch.attention_form, spectral)
+                self.attention = SelfAttention(outputs, arch.attention_form, spectral, arch.attention_key)
         self.norm = BatchNorm(arch.width, 0, arch.momentum)
         self.output = Conv(arch.width, arch.channels, 3, spectral)
 
@@ -210,7 +210,7 @@ class Discriminator(nn.Module):
             outputs = arch.discriminator_width(r)
             self.add_module(f"down{r}", DownBlock(inputs, outputs, spectral, first=r == self.levels[0]))
             if r == arch.attention:
-                self.attention = SelfAttention(outputs, arch.attention_form, spectral)
+                self.attention = SelfAttention(outputs, arch.attention_form, spectral, arch.attention_key)
             inputs = outputs
         self.last = DownBlock(inputs, inputs, spectral, down=False)
         self.output = Linear(inputs, 1, spectral)

@@ -58,7 +58,7 @@ def no_tape():
 
 
 def recording():
-    """Whether ops have to keep what their backward pass will want."""
+    """Whether ops are remembered: False inside no_tape()."""
     return _recording
 
 
@@ -67,8 +67,8 @@ def grad(loss, wanted, cotangent=None):
 
     `cotangent` (of loss's shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a
     way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
-    as it passes, and a tape that was walked once can not be walked again (RuntimeError). A walk ends at what is wanted,
-    so a second one can go on from there: `loss` may be a list of tensors, and `cotangent` one of arrays.
+    as it passes, and a tape that was walked once can not be walked again (RuntimeError). A walk goes no further than
+    what is wanted, so a second one can go on from there: `loss` may be a list of tensors, `cotangent` one of arrays.
     """
     if cotangent is not None and not isinstance(loss, list) and cotangent.shape != loss.shape:
         raise ValueError(f"the cotangent of a tensor of shape {loss.shape} can't have shape {cotangent.shape}")
@@ -106,10 +106,10 @@ def grad(loss, wanted, cotangent=None):
 
 
 def joint(arrays, parents, vjp, op=""):
-    """A list of Tensors, of arrays that one op computed together: their way back is one, too.
+    """A list of Tensors of arrays that one op computed together, with one vjp for all: a network's weights, say.
 
-    `vjp(gs, needs)` takes pairs (number of the array, its cotangent), of those arrays that had a part in the loss. Here
-    the cotangent of all is a tuple of such pairs: two are added as tuples are, and that joins them.
+    `vjp(gs, needs)` takes a tuple of pairs (i, g), g the cotangent of array i; arrays that had no part in the loss are
+    missing. `grad` adds cotangents by +, and tuples that are added are joined: so the pairs gather by themselves.
     """
     together = Tensor(arrays, parents, vjp, op)
     return [Tensor(x, (together,), lambda g, needs, i=i: (((i, g),),), op) for i, x in enumerate(arrays)]

@@ -13,9 +13,10 @@ from minisagan import cpu, cuda, processes
 def sum(f, *arrays):
     """f(*arrays), where f sums over images: arrays (N, ...), an image in each row of their first axis -> f's shape.
 
-    f is called for each eighth of the whole batch (images k, k + 8, ...; it may be empty), on all threads, and the
-    eighths are added in halves: k to k + 4, and so on. So not one bit depends on how many threads or processes work.
-    On a GPU f is called once: its kernels keep an order of their own.
+    f is called, on several threads, once for each part of the batch: images k, k + 8, ..., of which there may be none.
+    So f must not use threads itself. The parts are added in halves, k to k + 4, and so on: not one bit depends on how
+    many threads or processes work. Where processes share the batch, each gets the sum over its own parts, and
+    train.descend adds these. On a GPU f is called once: its kernels keep an order of their own.
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)

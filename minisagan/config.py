@@ -4,9 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 
 from minisagan import data
+from minisagan.data import SIZES
 from minisagan.errors import UsageError
-
-SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -15,8 +14,9 @@ class Architecture:
 
     size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
     classes: 0 for unconditional; attention: the resolution at which both attend, or None; attention_form: "official"
-    or "paper"; spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's
-    running statistics; init: "orthogonal" or "xavier".
+    or "paper"; attention_key: the paper's k, of C channels query and key have C/k (None: C/8, but at least 8);
+    spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's running statistics;
+    init: "orthogonal" or "xavier".
     """
 
     size: int = 32
@@ -25,6 +25,7 @@ class Architecture:
     classes: int = 10
     attention: int | None = 16
     attention_form: str = "official"
+    attention_key: int | None = None  # paper: 8, where C is 256
     spectral_norm: str = "both"
     latent: int = 128
     momentum: float = 0.9
@@ -61,6 +62,10 @@ class Architecture:
                 f"attention at {self.attention} needs 8 channels there; with width {self.width} it has {narrowest}: "
                 f"take a width of {-(-8 * self.width // narrowest)} or more, a lower level, or none",
             )
+            require(
+                self.attention_key is None or 1 <= self.attention_key <= narrowest,
+                f"attention key C/k: of C = {narrowest} channels k can be 1 to {narrowest}, not {self.attention_key}",
+            )
 
     def generator_width(self, resolution):
         return self.width * min(self.size // max(resolution, 8), 16)
@@ -73,7 +78,8 @@ class Architecture:
 class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
-    `ema` is the decay of the running average of G's weights (0: no average); `flip` mirrors half of the images.
+    `ema` is the decay of the running average of G's weights (0: no average); `fall` the share of the steps, at their
+    end, in which both learning rates fall linearly to 0; `flip` mirrors half of the images.
     """
 
     dataset: str = "drawn-digits"
@@ -86,6 +92,7 @@ class Config:
     beta1: float = 0.0  # paper: 0
     beta2: float = 0.9  # paper: 0.9; the released code leaves 0.999
     ema: float = 0.999  # not in the paper
+    fall: float = 0.0  # not in the paper
     flip: bool = False
     architecture: Architecture = field(default_factory=Architecture)
 
@@ -99,6 +106,7 @@ class Config:
             ("beta1", 0, 1),
             ("beta2", 0, 1),
             ("ema", 0, 1),
+            ("fall", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value < high:  # False for NaN, too
@@ -111,7 +119,8 @@ class Config:
     @classmethod
     def from_dict(cls, values):
         """The inverse of to_dict; UsageError for names that this version doesn't know."""
-        return _build(cls, values | {"architecture": _build(Architecture, values.get("architecture", {}))})
+        arch = {"attention_key": 8} | values.get("architecture", {})  # what it was before it was a choice
+        return _build(cls, values | {"architecture": _build(Architecture, arch)})
 
 
 PHOTOS = {"steps": 20_000, "lr_g": 2e-4, "lr_d": 4e-4, "flip": True}  # a careful start: not tuned

@@ -92,9 +92,9 @@ def threads():
     return len(_team.starts) + 1
 
 
-def busy(processes):
-    """What `processes` that share a batch, or the threads of one, keep busy, in words."""
-    return f"processes: {processes}" if processes > 1 else f"threads: {threads()}"
+def busy(count):
+    """What computes, in words: so many processes that share a batch, or the threads of one."""
+    return f"processes: {count}" if count > 1 else f"threads: {threads()}"
 
 
 def blas():

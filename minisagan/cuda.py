@@ -1,8 +1,8 @@
 """The GPU: its arrays, the kernels in the .cu files beside the ops, matrix products, and whole steps as graphs.
 
 CuPy is imported when a GPU is first asked for, and only then. Its arrays answer to NumPy's functions (np.concatenate of
-CuPy arrays computes on the GPU), so an op asks `on_gpu` only where it has a kernel of its own. Everything runs on one
-stream and through one cuBLAS handle, so that a graph is the same work as the steps it was recorded from.
+CuPy arrays computes on the GPU), so only what has a kernel of its own stands in the files ops/*_cuda.py. Everything
+runs on one stream and through one cuBLAS handle, so that a graph is the same work as the steps it was recorded from.
 """
 
 import ctypes

@@ -23,8 +23,8 @@ def measure(training):
     networks, sigmas = {"g": training.G.eval(), "d": training.D.eval()}, {}
     with no_tape():
         for name, net in networks.items():
-            layers = [layer for layer in net.modules(nn.Layer) if layer.u is not None]
-            made = nn.quotients(layers) if layers else []
+            layers = nn.normalised_layers(net)
+            made = nn.quotients(layers)
             sigmas[name] = [norm(layer.w.data) / norm(w.data) for layer, w in zip(layers, made, strict=True)]
         if config.architecture.attention:
             z, labels = noise(config, rng.Stream.Z_G, rng.Stream.LABELS_G, training.adam_g.t)

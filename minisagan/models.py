@@ -9,18 +9,8 @@ from contextlib import contextmanager
 
 from minisagan import ops
 from minisagan.autograd import Tensor
-from minisagan.nn import (
-    BatchNorm,
-    Conv,
-    DownBlock,
-    Embedding,
-    Init,
-    Linear,
-    Module,
-    SelfAttention,
-    UpBlock,
-    normalised,
-)
+from minisagan.init import Init
+from minisagan.nn import BatchNorm, Conv, DownBlock, Embedding, Linear, Module, SelfAttention, UpBlock, spectral_weights
 
 
 class Generator(Module):
@@ -36,12 +26,12 @@ class Generator(Module):
             inputs, outputs = arch.generator_width(r // 2), arch.generator_width(r)
             setattr(self, f"up{r}", UpBlock(init, inputs, outputs, arch.classes, arch.momentum, spectral))
             if r == arch.attention:
-                self.attention = SelfAttention(init, outputs, arch.attention_form, spectral)
+                self.attention = SelfAttention(init, outputs, arch.attention_form, spectral, arch.attention_key)
         self.norm = BatchNorm(init, arch.width, classes=0, momentum=arch.momentum)  # this one does not know the class
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
 
     def __call__(self, z, labels=None):
-        with normalised(self):
+        with spectral_weights(self):
             x = self.input(z if isinstance(z, Tensor) else Tensor(z))
             x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
             for r in self.levels:
@@ -67,7 +57,7 @@ class Discriminator(Module):
             outputs = arch.discriminator_width(r)
             setattr(self, f"down{r}", DownBlock(init, inputs, outputs, spectral, first=r == self.levels[0]))
             if r == arch.attention:
-                self.attention = SelfAttention(init, outputs, arch.attention_form, spectral)
+                self.attention = SelfAttention(init, outputs, arch.attention_form, spectral, arch.attention_key)
             inputs = outputs
         self.last = DownBlock(init, inputs, inputs, spectral, down=False)
         self.output = Linear(init, inputs, 1, spectral)
@@ -75,7 +65,7 @@ class Discriminator(Module):
             self.embedding = Embedding(init, arch.classes, inputs, spectral)
 
     def __call__(self, x, labels=None):
-        with normalised(self):
+        with spectral_weights(self):
             x = x if isinstance(x, Tensor) else Tensor(x)
             for r in self.levels:
                 x = getattr(self, f"down{r}")(x)  # (N, r, r, width at r)

@@ -5,12 +5,11 @@ of their creation: those names are the ones in checkpoints. `training` means tha
 (else by its running statistics), and that spectral norm's u takes a step of power iteration.
 """
 
-import math
 from contextlib import contextmanager
 
 import numpy as np
 
-from minisagan import cuda, ops, rng
+from minisagan import cuda, ops
 from minisagan.autograd import Tensor
 from minisagan.errors import UsageError
 from minisagan.ops.batch_norm import update_running
@@ -69,44 +68,6 @@ class Module:
                 yield from ((f"{name}.{rest}", found) for rest, found in value._named(kind))
 
 
-class Init:
-    """First weights, each a function of the seed and of its number in the order of creation.
-
-    "orthogonal": as a matrix (all but C_out, C_out) it has orthonormal columns or rows.
-    "xavier": uniform within sqrt(6 / (fan_in + fan_out)).
-    """
-
-    def __init__(self, seed, kind="orthogonal", dtype=np.float32):
-        if kind not in ("orthogonal", "xavier"):
-            raise UsageError(f"init must be orthogonal or xavier, not {kind!r}")
-        self.seed, self.kind, self.dtype, self.count = seed, kind, dtype, 0
-
-    def _next(self, draw, shape):
-        self.count += 1
-        return draw(shape, self.seed, rng.Stream.INIT, self.count)
-
-    def weight(self, shape):
-        """A weight (..., C_in, C_out)."""
-        fan_in, fan_out = math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
-        if self.kind == "xavier":
-            w = (2 * self._next(rng.uniform, shape) - 1) * math.sqrt(6 / (fan_in + fan_out))
-        else:
-            normal = self._next(rng.normal, (fan_in, shape[-1])).astype(np.float64)
-            tall = normal if fan_in >= shape[-1] else normal.T
-            q, r = np.linalg.qr(tall)
-            q = q * np.sign(np.diag(r))  # makes the draw uniform over orthogonal matrices
-            w = (q if fan_in >= shape[-1] else q.T).reshape(shape)
-        return Tensor(w.astype(self.dtype))
-
-    def constant(self, shape, value):
-        return Tensor(np.full(shape, value, self.dtype))
-
-    def direction(self, size):
-        """A random unit vector: the first u of a power iteration."""
-        u = self._next(rng.normal, (size,)).astype(np.float64)
-        return (u / np.linalg.norm(u)).astype(self.dtype)
-
-
 class Layer(Module):
     """A weight w; with `spectral` the layer multiplies by w / sigma, sigma the largest singular value of w.
 
@@ -129,18 +90,26 @@ class Layer(Module):
 
 def quotients(layers):
     """w / sigma of each of these spectrally normalised layers; while they train, u takes a step of its iteration."""
+    if not layers:
+        return []
     weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in layers), strict=True)
     return spectral_norms(weights, states, layers[0].training, axes)
 
 
-@contextmanager
-def normalised(network):
-    """Inside, the layers of a network multiply by w / sigma, made once and for all of them together.
+def normalised_layers(network):
+    """The layers of a network that have spectral norm."""
+    return [layer for layer in network.modules(Layer) if layer.u is not None]
 
-    Afterwards `network.used` has the parameters as the layers used them, in order: w / sigma, or the parameter itself.
+
+@contextmanager
+def spectral_weights(network):
+    """Inside, the spectrally normalised layers of a network multiply by w / sigma, computed once for all of them.
+
+    `network.used` then lists the parameters as this call of the network used them (w / sigma, or the parameter itself),
+    in the order of parameters(). train.descend differentiates by these, so it has to come before another call.
     """
-    layers = [layer for layer in network.modules(Layer) if layer.u is not None]
-    made = quotients(layers) if layers else []
+    layers = normalised_layers(network)
+    made = quotients(layers)
     of = {id(layer.w): w for layer, w in zip(layers, made, strict=True)}
     network.used = [of.get(id(p), p) for p in network.parameters().values()]
     for layer, w in zip(layers, made, strict=True):
@@ -215,17 +184,19 @@ class BatchNorm(Module):
 
 
 class SelfAttention(Module):
-    """y = x + gamma o, where o_j = output(sum_i beta_ij value_i) looks at all positions i from each j (SAGAN sec. 3).
+    """y = x + gamma o, where o_j = output(sum_i beta_ji value_i) looks at all positions i from each j (SAGAN sec. 3).
 
     x (N, H, W, C) -> (N, H, W, C), C >= 8. The projections are 1x1 convolutions without bias; gamma starts at 0.
     form "official" (the released code): values of width C/2; keys and values max-pooled 2x2, so H and W are even.
     form "paper": values of width C/8; keys and values at all positions.
+    Query and key have C/key numbers. The paper takes C/8 where C is 256; left to us it is C/8, but at least 8: with the
+    2 or 4 that C = 16 or 32 would leave, images vary less (examples/README.md).
     """
 
-    def __init__(self, init, channels, form="official", spectral=True):
+    def __init__(self, init, channels, form="official", spectral=True, key=None):
         if channels < 8:
-            raise UsageError(f"self-attention needs at least 8 channels (query and key have C/8), not {channels}")
-        narrow, wide = channels // 8, channels // (2 if form == "official" else 8)
+            raise UsageError(f"self-attention needs at least 8 channels, not {channels}")
+        narrow, wide = channels // key if key else max(channels // 8, 8), channels // (2 if form == "official" else 8)
 
         def projection(inputs, outputs):
             return Conv(init, inputs, outputs, kernel=1, bias=False, spectral=spectral)
@@ -253,7 +224,7 @@ class SelfAttention(Module):
         return ops.softmax(query @ key.transpose(0, 2, 1))
 
     def projections(self, x):
-        """Query (N, H W, C/8), key (N, keys, C/8) and value (N, keys, C/2 or C/8), keys = H W / 4 or H W."""
+        """Query (N, H W, d), key (N, keys, d) and value (N, keys, C/2 or C/8), keys = H W / 4 or H W."""
         query, key, value = self.query(x), self.key(x), self.value(x)  # (N, H, W, ...)
         if self.pooled:
             key, value = ops.max_pool(key), ops.max_pool(value)  # (N, H/2, W/2, ...)

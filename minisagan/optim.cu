@@ -17,10 +17,12 @@ extern "C" __global__ void gather(real* flat, Table table) {
 }
 
 // m <- beta1 m + (1 - beta1) g    v <- beta2 v + (1 - beta2) g^2    w <- w - lr mhat / (sqrt(vhat) + eps)
-extern "C" __global__ void adam(real* w, real* m, real* v, const real* g, int count, const long long* t, double lr,
-                                double beta1, double beta2, real eps) {
+// where lr is multiplied by min(1, (steps + 1 - t) / (fall steps)), if it has a fall
+extern "C" __global__ void adam(real* w, real* m, real* v, const real* g, int count, const long long* t,
+                                const long long* steps, double fall, double lr, double beta1, double beta2, real eps) {
   __shared__ real scale, correction;  // mhat = scale m / lr, vhat = correction v
   if (threadIdx.x == 0) {
+    if (fall) lr *= fmin(1.0, fmax(0.0, double(*steps + 1 - *t)) / (fall * double(*steps)));
     scale = real(lr / (1 - pow(beta1, double(*t))));
     correction = real(1 / (1 - pow(beta2, double(*t))));
   }

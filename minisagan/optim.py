@@ -2,6 +2,7 @@
 
     Adam (Kingma and Ba 2015):   m <- beta1 m + (1 - beta1) g            w <- w - lr mhat / (sqrt(vhat) + eps)
                                  v <- beta2 v + (1 - beta2) g^2      mhat = m / (1 - beta1^t), vhat = v / (1 - beta2^t)
+    falling rate:                lr min(1, (T + 1 - t) / (fall T))      for t = 1 ... T
     EMA:                         a <- a + (1 - d_t) (w - a)              d_t = min(decay, (1 + t) / (10 + t))
 
 SAGAN trains with beta1 = 0, beta2 = 0.9 and two learning rates, one for each network (TTUR, Heusel et al. 2017). The
@@ -30,22 +31,24 @@ def flatten(parameters):
 class Adam:
     """Adam over `parameters` (name -> Tensor), which it flattens.
 
-    `weights`, `m`, `v` and `g`, the last gradients, are arrays of one length.
+    `weights`, `m`, `v` and `g`, the last gradients, are arrays of one length. With `fall` above 0 the rate falls
+    linearly to 0 in that share of the `steps`, at their end.
     """
 
-    def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8):
+    def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8, steps=0, fall=0.0):
         self.parameters = list(parameters.values())
         self.weights = flatten(parameters)
         self.m, self.v, self.g = (zeros(self.weights, len(self.weights)) for _ in range(3))
         self.t = np.zeros((), np.int64, like=self.weights)  # an array, which a checkpoint or a kernel can change
-        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+        self.steps = np.asarray(steps, np.int64, like=self.weights)  # an array as well: the end may be set on the way
+        self.lr, self.beta1, self.beta2, self.eps, self.fall = lr, beta1, beta2, eps, fall
 
     def step(self, gradients, part=ALL):
         """One update by `gradients`, one for each parameter, of this part of the flat arrays."""
         self.t += 1
-        joined(self.g, gradients, part)
+        put(self.g, gradients, part)
         arrays = (x[part] for x in (self.weights, self.m, self.v, self.g))
-        adam(*arrays, self.t, self.lr, self.beta1, self.beta2, self.eps)
+        adam(*arrays, self.t, self.steps, self.fall, self.lr, self.beta1, self.beta2, self.eps)
 
 
 class EMA:
@@ -62,12 +65,18 @@ class EMA:
 
 
 @primitive
-def adam(w, m, v, g, t, lr, beta1, beta2, eps):
+def adam(w, m, v, g, t, steps, fall, lr, beta1, beta2, eps):
     """Adam's update t = 1, 2, ... of w, m and v, in place."""
+    lr = lr * falling(t, steps, fall)
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
     mhat, vhat = m / (1 - beta1 ** int(t)), v / (1 - beta2 ** int(t))
     w -= lr * mhat / (np.sqrt(vhat) + eps)
+
+
+def falling(t, steps, fall):
+    """What the rate of update t is multiplied by: 1, or in the last `fall` of the steps a line to 0."""
+    return min(1.0, max(0, int(steps) + 1 - int(t)) / (fall * int(steps))) if fall else 1.0
 
 
 @primitive
@@ -77,7 +86,7 @@ def ema(a, w, t, decay):
 
 
 @primitive
-def joined(flat, arrays, part):
+def put(flat, arrays, part):
     """Write this part of the arrays, one behind the other, into the same part of `flat`."""
     flat[part] = np.concatenate([x.ravel() for x in arrays])[part]
 

@@ -11,9 +11,9 @@ TENSORS = 128  # that one launch of gather takes
 TABLE = np.dtype([("from", np.uint64, TENSORS), ("start", np.int32, TENSORS), ("size", np.int32, TENSORS)])
 
 
-def adam(w, m, v, g, t, lr, beta1, beta2, eps):
-    rates = np.float64(lr), np.float64(beta1), np.float64(beta2), eps
-    kernels("adam", _blocks(w), 256, w, m, v, g, len(w), t, *rates)
+def adam(w, m, v, g, t, steps, fall, lr, beta1, beta2, eps):
+    rates = np.float64(fall), np.float64(lr), np.float64(beta1), np.float64(beta2), eps
+    kernels("adam", _blocks(w), 256, w, m, v, g, len(w), t, steps, *rates)
 
 
 def ema(a, w, t, decay):
@@ -24,7 +24,7 @@ def zeros(like, size):
     return np.zeros(size, like.dtype, like=like)
 
 
-def joined(flat, arrays, part):
+def put(flat, arrays, part):
     """One launch for all networks of ours, with a table of addresses; `part` is all of it, since a GPU has one process.
 
     CuPy's own concatenate copies its table from the host, which a stream that records does not allow.

@@ -3,9 +3,11 @@
 import numpy as np
 
 from minisagan import cpu
+from minisagan.optim import falling
 
 
-def adam(w, m, v, g, t, lr, beta1, beta2, eps):
+def adam(w, m, v, g, t, steps, fall, lr, beta1, beta2, eps):
+    lr = lr * falling(t, steps, fall)
     scale, correction = lr / (1 - beta1 ** int(t)), 1 / (1 - beta2 ** int(t))
     cuts = cpu.chunks(len(w), 5 * w.itemsize)
 

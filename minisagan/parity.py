@@ -14,7 +14,7 @@ from minisagan import cuda, data
 from minisagan.config import Architecture, Config
 from minisagan.train import Training
 
-SMALL = Config(batch_size=16, architecture=Architecture(width=8))  # to be tried by anybody, in a moment
+SMALL = Config(batch_size=16, architecture=Architecture(width=8, attention_key=8))  # tried in a moment
 
 
 def noise(config, count):

@@ -6,8 +6,9 @@ The page of an op (ops/conv.py) defines each primitive by its equation, in a few
     def gather(x, w, ...):
         ...
 
-Of a call with NumPy's arrays the function of that name in ops/conv_numpy.py takes care, where there is one; of a call
-with CuPy's arrays, that in ops/conv_cuda.py. `gather.plain` is the page's own, against which the tests hold the others.
+A call with NumPy's arrays runs the function of that name in ops/conv_numpy.py, if there is one; a call with CuPy's, the
+one in ops/conv_cuda.py; otherwise the page's own runs. `gather.plain` is always the page's own: the tests compare the
+others with it. All forms of a primitive take the same arguments, also where one of them has no use for some.
 """
 
 import functools
@@ -17,10 +18,7 @@ from minisagan import cpu, cuda
 
 
 def primitive(plain):
-    """Make `plain` a primitive: called on the CPU or the GPU, the form beside the page runs.
-
-    Its first argument decides, an array or several.
-    """
+    """Make `plain` a primitive: a call runs the form for where its first argument lies, an array or several."""
 
     @functools.wraps(plain)
     def run(x, *args, **options):
@@ -34,7 +32,7 @@ def primitive(plain):
 @functools.cache
 def beside(plain, where):
     """What carries out the primitive for "numpy" or "cuda": the function beside its page, or else plain itself."""
-    cpu.start()
+    cpu.start()  # here, since the first op of all comes this way; the look-up is cached
     name = f"{plain.__module__}_{where}"
     if importlib.util.find_spec(name) is None:
         return plain

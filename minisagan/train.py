@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from minisagan import batch, cpu, cuda, data, nn, ops, processes, rng
-from minisagan.autograd import grad, no_tape
+from minisagan import cpu, cuda, data, ops, processes, rng
+from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import Diverged, UsageError
+from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.processes import fork
@@ -40,7 +41,7 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
     scores = D(np.concatenate([images, fakes]), both)  # (2n,)
     loss = ops.hinge_discriminator(scores)
     descend(loss, D, adam)
-    return loss.data, mean(scores.data[:n]), mean(scores.data[n:])
+    return loss.data, *(ops.mean(Tensor(half)).data for half in (scores.data[:n], scores.data[n:]))
 
 
 def generator_step(G, D, adam, ema, z, labels):
@@ -69,19 +70,14 @@ def descend(loss, network, adam):
     processes.publish()
 
 
-def mean(x):
-    """The mean of x (n,), added in the order of a sum over the batch."""
-    return batch.sum(lambda part: part.sum(0), x) / x.dtype.type(len(x))
-
-
 class Training:
     """The networks, optimisers and counters of one run on `dataset`; `advance` makes steps, of D and of G.
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
-    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU, `count`
-    processes share each batch (None: as many as are sensible for cpu.threads() and this batch): not one bit of the
-    result depends on how many. The others begin when the first step is made, and of later changes see those of `state`.
+    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU so many
+    `processes` share each batch (None: as many as suit cpu.threads() and this batch), and not one bit of the weights
+    depends on their number. The others start with the first step; later changes to `state` here reach them as well.
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
@@ -98,11 +94,12 @@ class Training:
             put = cuda.cupy().asarray
             self.source = replace(dataset, images=put(dataset.images), labels=put(dataset.labels))
         arch, here = config.architecture, self.source.images
-        init = nn.Init(config.seed, arch.init)
+        init = Init(config.seed, arch.init)
         self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
-        self.average = Generator(arch, nn.Init(config.seed, arch.init)).to(here)  # the same first weights
-        self.adam_g = Adam(self.G.parameters(), config.lr_g, config.beta1, config.beta2)
-        self.adam_d = Adam(self.D.parameters(), config.lr_d, config.beta1, config.beta2)
+        self.average = Generator(arch, Init(config.seed, arch.init)).to(here)  # the same first weights
+        betas, fall = {"beta1": config.beta1, "beta2": config.beta2}, config.fall
+        self.adam_g = Adam(self.G.parameters(), config.lr_g, **betas, steps=config.steps, fall=fall)
+        self.adam_d = Adam(self.D.parameters(), config.lr_d, **betas, steps=config.steps * config.d_steps, fall=fall)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
         self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
@@ -145,7 +142,7 @@ class Training:
                 self.indices[...] = order[k, i]
                 self.step_d()
             self.step_g()
-            history[k] = processes.total([self.losses])[0]
+            history[k] = processes.total([self.losses])[0]  # a meeting, too: the average of the weights is written
         history /= processes.world()
         return history
 
@@ -172,10 +169,15 @@ class Training:
             widest = self.config.architecture.generator_width(4) * self.config.batch_size * 8
             largest = max(self.adam_g.weights.nbytes, self.adam_d.weights.nbytes, widest)
             small = [buffer for net in (self.G, self.D) for buffer in net.buffers().values()]
-            small += [self.adam_g.t, self.adam_d.t, self.ema.t]
+            small += [self.adam_g.t, self.adam_d.t, self.ema.t, self.adam_g.steps, self.adam_d.steps]
             self.forks = fork.Forks(self.processes, largest, self._steps, small)
             weakref.finalize(self, self.forks.close)
         return self.forks
+
+    def end_at(self, steps):
+        """Let the run end after so many steps: a rate that falls to 0 does so then."""
+        self.config = replace(self.config, steps=steps)
+        self.adam_g.steps[...], self.adam_d.steps[...] = steps, steps * self.config.d_steps
 
     def sampler(self):
         """The generator to sample from, in evaluation mode: G's running average, with its own batch statistics.

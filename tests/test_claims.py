@@ -14,6 +14,7 @@ import minisagan
 from minisagan import data, nn
 from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import Diverged
+from minisagan.init import Init
 from minisagan.judge import classifier
 
 CLAIMS = Path(__file__).parents[1] / "examples" / "claims"
@@ -93,7 +94,7 @@ def test_the_control_has_as_many_weights_as_attention():
 
 
 def test_the_residual_block():
-    block = attention.ResidualBlock(nn.Init(0, dtype=np.float64), 16, spectral=False)
+    block = attention.ResidualBlock(Init(0, dtype=np.float64), 16, spectral=False)
     x = np.random.default_rng(0).standard_normal((2, 4, 4, 16))
     assert (block(Tensor(x)).data == x).all()  # gamma is 0
     block.gamma.data[...] = 0.5
@@ -197,7 +198,7 @@ def test_plans_are_fair():
 
 def test_sigma_is_the_largest_singular_value():
     net = nn.Module()
-    net.one, net.two = (nn.Linear(nn.Init(0), 3, 2) for _ in range(2))
+    net.one, net.two = (nn.Linear(Init(0), 3, 2) for _ in range(2))
     net.one.w.data[...] = [[3, 0], [0, 1], [0, 0]]
     net.two.w.data[...] = [[0, 12], [1, 0], [0, 0]]
     assert digits.sigma(net) == pytest.approx(6)

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused, start
 
-from minisagan.commands import COMMANDS, cli, progress
+from minisagan.commands import COMMANDS, cli, progress, train
 from minisagan.commands.progress import Progress, duration
 from minisagan.config import Architecture
 from minisagan.models import Discriminator, Generator
@@ -192,6 +192,19 @@ def test_minutes_end_a_training_in_good_order():
     step = int(re.match(r"x: stopped at step (\d+) of 100000 \(--minutes 0.002 are over\)", stdout)[1])
     assert step >= 1 and (Path("x/checkpoints") / f"step-{step:08d}.safetensors").is_file()
     assert stdout.endswith("minisagan train --resume x\n")
+
+
+def test_minutes_alone_train_as_many_steps_as_fit(monkeypatch):
+    monkeypatch.setattr(train, "PACE", 2)
+    monkeypatch.setattr(train, "WARM_UP", 1)
+    stdout, _ = minisagan("train", *SMALL, "--minutes", 0.05, "--fall", 0.5, "--out", "x")
+    step, steps = map(int, re.search(r"(?:step|all) (\d+)(?: of (\d+))?", stdout).groups(default=0))
+    config = json.loads(Path("x/config.json").read_text())["config"]
+    assert config["steps"] == (steps or step) != 1500 and config["fall"] == 0.5 and step > 3
+    now = iter([10.0, 10.5, 11.0, 12.0])
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(now))
+    reckon = train.Reckoning(110.0)
+    assert [reckon(0), reckon(1), reckon(2), reckon(4)] == [None, None, None, 4 + int(0.97 * 98 / 0.5)]
 
 
 def test_resume_refuses_by_name_what_would_change_the_run(run):

@@ -21,7 +21,7 @@ from minisagan.train import Training
 apart = command_line.apart  # a fixture
 pytestmark = pytest.mark.usefixtures("apart")
 one_gpu = pytest.mark.parametrize("gpu", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
-SMALLER = Config(batch_size=2, architecture=Architecture(width=4, attention=8, latent=8, classes=3))
+SMALLER = Config(batch_size=2, architecture=Architecture(width=4, attention=8, latent=8, classes=3, attention_key=8))
 TINY = "--batch-size", 2, "--width", 4, "--attention", 8, "--threads", 1
 
 

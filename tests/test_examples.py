@@ -43,7 +43,7 @@ def table(text, columns):
 
 def test_train(run, tmp_path):
     printed = run("train.py", "--steps", 3, "--batch-size", 8, "--out", "some.png")
-    assert "20,000 digits; weights: G 254,274, D 149,362" in printed
+    assert "20,000 digits; weights: G 254,530, D 149,554" in printed
     # step, loss D, loss G, D(real), D(fake): the same to every digit with OpenBLAS's code for four kinds of processor
     np.testing.assert_allclose(table(printed, 5), [[3, 2.562, 0.657, -1.198, -1.262]], atol=0.005)
     picture = iio.imread(tmp_path / "some.png")
@@ -92,9 +92,9 @@ def test_attention_walkthrough(run):
     printed = run("attention_walkthrough.py", "--label", 7, "--point", "3,20")
     assert "position (2, 11), number 43 of 256, with pixel (3, 20)" in printed  # with its frame of 2: (5, 22) of 32
     shapes = dict(re.findall(r"^    (\w+): ([\dx ]+), mean", printed, re.M))
-    assert [shapes.pop(name) for name in ("x", "key", "value")] == ["1 x 16 x 16 x 32", "64 x 4", "256 x 16"]
+    assert [shapes.pop(name) for name in ("x", "key", "value")] == ["1 x 16 x 16 x 32", "64 x 8", "256 x 16"]
     assert [shapes.pop(name) for name in ("s", "beta")] == ["256 x 64"] * 2
-    assert shapes == {"query": "256 x 4", "mixed": "256 x 16", "o": "256 x 32", "y": "256 x 32"}
+    assert shapes == {"query": "256 x 8", "mixed": "256 x 16", "o": "256 x 32", "y": "256 x 32"}
     scores, percent = table(printed, 8).reshape(2, 64)
     beta = np.exp(scores / 10) / np.exp(scores / 10).sum()
     np.testing.assert_allclose(percent / 100, beta, atol=0.03)  # of rounded scores, rounded

@@ -13,26 +13,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisagan import nn, parity, rng
+from minisagan import parity, rng
 from minisagan.config import Architecture, Config
 from minisagan.data import batch
+from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.train import discriminator_step, generator_step
 
 FILE = Path(__file__).with_name("golden.json")
+OLD = {"width": 8, "latent": 16, "attention_key": 8}  # what they were pinned with
 CASES = {
-    "conditional, official": Architecture(width=8, classes=3, latent=16),
-    "unconditional, paper": Architecture(width=8, classes=0, latent=16, attention_form="paper"),
-    "spectral norm in D only": Architecture(width=8, classes=3, latent=16, spectral_norm="discriminator"),
-    "no spectral norm": Architecture(width=8, classes=3, latent=16, spectral_norm="none"),
+    "conditional, official": Architecture(classes=3, **OLD),
+    "unconditional, paper": Architecture(classes=0, **OLD, attention_form="paper"),
+    "spectral norm in D only": Architecture(classes=3, **OLD, spectral_norm="discriminator"),
+    "no spectral norm": Architecture(classes=3, **OLD, spectral_norm="none"),
 }
 STEPS, N = 20, 8
 
 
 def losses(arch):
     """L_D, mean D(real), mean D(fake) and L_G of each step: (STEPS, 4) float64; gates of attention are open."""
-    G, D, average = (kind(arch, nn.Init(0, dtype=np.float64)) for kind in (Generator, Discriminator, Generator))
+    G, D, average = (kind(arch, Init(0, dtype=np.float64)) for kind in (Generator, Discriminator, Generator))
     for network in (G, D):
         network.attention.gamma.data[...] = 0.5
     adam_g, adam_d = Adam(G.parameters(), 1e-4), Adam(D.parameters(), 2e-4)

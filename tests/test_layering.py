@@ -17,7 +17,7 @@ ORDER = [
     *("ops.embedding", "ops.hinge", "ops.resample", "ops.spectral", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda"),
     *("data.download", "data.*", "data", "config"),
-    *("gradcheck", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
+    *("gradcheck", "init", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
     *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
     *("train", "run.folder", "run.loop", "look.report", "bench", "parity"),
@@ -104,7 +104,7 @@ def test_an_ops_page_knows_no_processes_threads_or_devices(page):
     "module, source, wrong",
     [
         ("ops.conv", "from minisagan.ops.resample import upsample", ["ops.resample"]),
-        ("ops.conv", "def f():\n    from minisagan import nn, device", ["nn"]),
+        ("ops.conv", "def f():\n    from minisagan import nn, cpu", ["nn"]),
         ("ops.conv", "from minisagan import ops", ["ops"]),
         ("ops", "from minisagan.ops.conv import conv", []),
         ("errors", "import minisagan.run.loop", ["run.loop"]),

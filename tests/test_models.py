@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from minisagan import nn
 from minisagan.autograd import Tensor, no_tape
-from minisagan.config import Architecture
+from minisagan.config import Architecture, Config
 from minisagan.errors import UsageError
+from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 
 
-class Shapes(nn.Init):
+class Shapes(Init):
     """Weights of the right shape and no memory to speak of."""
 
     def weight(self, shape):
@@ -59,6 +59,22 @@ def test_evaluation_is_the_same_twice_and_training_moves_u_and_the_statistics():
         assert np.array_equal(G(z, labels).data, G(z, labels).data)
 
 
+@pytest.mark.parametrize(
+    "width, key, inside", [(16, None, (8, 8)), (16, 8, (4, 2)), (16, 2, (16, 8)), (64, None, (16, 8))]
+)
+def test_query_and_key_are_as_wide_as_was_asked_for_and_left_to_us_at_least_8(width, key, inside):
+    arch = Architecture(width=width, latent=4, attention_key=key)  # C = 2 width in G, width in D
+    for network, channels in zip((Generator(arch), Discriminator(arch)), inside, strict=True):
+        assert network.attention.query.w.shape[3] == network.attention.key.w.shape[3] == channels
+
+
+def test_a_configuration_of_before_the_width_of_keys_was_a_choice_has_an_eighth():
+    values = Config().to_dict()
+    assert Config.from_dict(values).architecture.attention_key is None
+    del values["architecture"]["attention_key"]
+    assert Config.from_dict(values).architecture.attention_key == 8
+
+
 def test_the_gates_of_attention_start_closed():
     arch = Architecture(width=8, latent=4)
     assert float(Generator(arch).attention.gamma.data) == float(Discriminator(arch).attention.gamma.data) == 0
@@ -72,6 +88,7 @@ def test_the_gates_of_attention_start_closed():
         ({"attention": 32}, "attention at 32: at 32x32 it is at 8, 16 or none"),
         ({"width": 4}, "attention at 16 needs 8 channels there; with width 4 it has 4: take a width of 8 or more"),
         ({"attention_form": "other"}, "attention form must be official or paper"),
+        ({"attention_key": 17}, "attention key C/k: of C = 16 channels k can be 1 to 16, not 17"),
         ({"spectral_norm": "G"}, "spectral norm must be both, discriminator or none"),
     ],
 )

@@ -17,6 +17,7 @@ from minisagan import batch, cpu, nn, ops, parity, processes
 from minisagan.autograd import Tensor, grad
 from minisagan.config import Architecture, Config
 from minisagan.errors import Fault
+from minisagan.init import Init
 from minisagan.measures import measure
 from minisagan.optim import Adam
 from minisagan.processes import fork
@@ -88,9 +89,9 @@ def test_a_sum_over_the_batch_has_one_order_however_many_processes_share_it(monk
     for world in (2, 4, 8):
         shares = []
         for rank in range(world):
-            with processes.joined(SimpleNamespace(world=world, rank=rank)):
+            with processes.member(SimpleNamespace(world=world, rank=rank)):
                 shares.append(batch.sum(add, processes.share(x)))
-        with processes.joined(SimpleNamespace(world=world, exchange=lambda x, shares=shares: np.stack(shares))):
+        with processes.member(SimpleNamespace(world=world, exchange=lambda x, shares=shares: np.stack(shares))):
             (total,) = processes.total([shares[0]])
         assert total.tolist() == whole.tolist()
 
@@ -99,7 +100,7 @@ class Scaled(nn.Module):
     """Somebody's own layer, y = relu(x @ w) a b + c: one op of it and the loss are by one who knows no processes."""
 
     def __init__(self, dtype):
-        init = nn.Init(3, dtype=dtype)
+        init = Init(3, dtype=dtype)
         self.w, self.a, self.b, self.c = (init.weight(shape) for shape in ((6, 5), (1, 5), (1, 5), (1, 1)))
 
     def __call__(self, x):
@@ -162,7 +163,7 @@ def test_the_gradient_of_a_mean_loss_is_that_of_the_whole_batch():
     whole = grad(squared_error(layer(x), t), layer.used)
     shares = []
     for rank in (0, 1):
-        with processes.joined(SimpleNamespace(world=2, rank=rank)):
+        with processes.member(SimpleNamespace(world=2, rank=rank)):
             loss = squared_error(layer(processes.share(x)), processes.share(t))
             shares.append(grad(loss, layer.used, np.ones_like(loss.data) / processes.world()))
     for a, b, both in zip(*shares, whole, strict=True):

@@ -17,6 +17,7 @@ from command_line import ROOT, minisagan
 from minisagan import cpu, data
 from minisagan.config import Architecture, Config
 from minisagan.errors import DataError, Diverged, Fault, UsageError
+from minisagan.optim import falling
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
 from minisagan.train import Training
@@ -89,6 +90,25 @@ def test_a_run_leaves_what_its_description_says(whole):
 
 
 # Stopped and resumed is as if not stopped
+
+
+def test_a_rate_that_falls_reaches_0_after_the_last_step_and_goes_on_falling_when_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DRAWN", {"train": (30, 0)})
+    config = replace(CONFIG, fall=0.5, architecture=replace(CONFIG.architecture, attention_key=2))
+    with new(tmp_path / "a", config) as run:
+        weights, moves = run.training.adam_g.weights, []
+        while run.advance():
+            moves.append(weights.copy())
+        run.finish()
+    with new(tmp_path / "b", config) as run:
+        for _ in range(4):
+            run.advance()
+        run.finish()
+    train(loop.Run.resume(tmp_path / "b", options=OPTIONS))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert [round(falling(t, 6, 0.5), 9) for t in range(1, 8)] == [1, 1, 1, 1, 0.666666667, 0.333333333, 0]
+    steps = [np.linalg.norm(b - a) for a, b in zip(moves, moves[1:], strict=False)]  # beta1 = 0: near lr sqrt(numbers)
+    assert steps[-1] < 0.6 * steps[0]
 
 
 def test_resumed_with_more_steps(whole, tmp_path):

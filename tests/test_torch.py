@@ -18,6 +18,7 @@ import pytest
 from minisagan import nn, ops, optim, train
 from minisagan.autograd import Tensor, grad
 from minisagan.config import Architecture
+from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 
 torch = pytest.importorskip("torch")
@@ -54,7 +55,7 @@ def arch(request):
 
 def networks(arch, seed=0, dtype=np.float64):
     """G and D as training would begin with them."""
-    init = nn.Init(seed, arch.init, dtype)
+    init = Init(seed, arch.init, dtype)
     return Generator(arch, init), Discriminator(arch, init)
 
 
@@ -165,7 +166,7 @@ def test_three_adam_steps_are_pytorchs(betas):
 )
 def test_ten_power_iterations_are_pytorchs(name, layer, theirs):
     """PyTorch goes u, v where ours goes v, u: its weight in training is ours at rest, after that step."""
-    layer, theirs = layer(nn.Init(0, "xavier", np.float64)), theirs().to(torch.float64)
+    layer, theirs = layer(Init(0, "xavier", np.float64)), theirs().to(torch.float64)
     theirs.weight.data = twins.laid_out(name, layer.w.data)
     twin = twins.Normalised(theirs.weight.shape, True).to(torch.float64)
     twin.load_state_dict({"w": theirs.weight.data, "u": torch.tensor(layer.u)})

@@ -137,7 +137,7 @@ class ResidualBlock(nn.Module):
     """y = x + gamma conv1x1(relu(conv3x3(relu(x)))), `inside` channels between; by default as many weights as official
     attention has. It takes SelfAttention's place, with its arguments."""
 
-    def __init__(self, init, channels, form="official", spectral=True, inside=None):
+    def __init__(self, init, channels, form="official", spectral=True, key=8, inside=None):
         inside = inside or channels // 8
         self.conv1 = nn.Conv(init, channels, inside, bias=False, spectral=spectral)
         self.conv2 = nn.Conv(init, inside, channels, kernel=1, bias=False, spectral=spectral)
@@ -150,8 +150,8 @@ class ResidualBlock(nn.Module):
 class LargeResidualBlock(ResidualBlock):
     """With all channels inside: eight times the weights."""
 
-    def __init__(self, init, channels, form="official", spectral=True):
-        super().__init__(init, channels, form, spectral, inside=channels)
+    def __init__(self, init, channels, form="official", spectral=True, key=8):
+        super().__init__(init, channels, form, spectral, key, inside=channels)
 
 
 @cache
@@ -165,7 +165,8 @@ def start(kind, distance, level, seed, steps):
     """A Training of one of NAMES' kinds on pairs of bars."""
     layer = {"residual": ResidualBlock, "large": LargeResidualBlock}.get(kind, nn.SelfAttention)
     form = "paper" if kind == "paper" else "official"
-    arch = Architecture(width=8, classes=0, attention=None if kind == "none" else level, attention_form=form)
+    level = None if kind == "none" else level
+    arch = Architecture(width=8, classes=0, attention=level, attention_form=form, attention_key=8)
     with mock.patch.object(models, "SelfAttention", layer):
         return Training(Config("bars", steps=steps, batch_size=32, seed=seed, architecture=arch), dataset(distance))
 

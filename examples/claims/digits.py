@@ -53,7 +53,12 @@ def start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
     """The Training of a run: width 8, batch 32, attention at 16x16; the rest is the package's default."""
     digits = load(dataset)
     arch = Architecture(
-        size=digits.size, channels=digits.channels, classes=len(digits.classes), width=8, spectral_norm=spectral_norm
+        size=digits.size,
+        channels=digits.channels,
+        classes=len(digits.classes),
+        width=8,
+        spectral_norm=spectral_norm,
+        attention_key=8,
     )
     config = Config(
         dataset, steps=steps, batch_size=32, seed=seed, d_steps=d_steps, lr_g=lr_g, lr_d=lr_d, architecture=arch

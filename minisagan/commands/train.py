@@ -24,13 +24,15 @@ from minisagan.run import folder as runs
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
 VARYING = {"size"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
-ARCHITECTURE = ("width", "attention", "attention_form", "spectral_norm", "init")
+WARM_UP, PACE, SAFETY = 3, 20, 0.97  # steps before the pace is measured, and over which; the share that is planned
+ARCHITECTURE = ("width", "attention", "attention_form", "attention_key", "spectral_norm", "init")
 
 
 def setting(flag, **kwargs):
     """An option that is a field of Config or Architecture: None if not given, and the help shows what that means."""
     name = flag.split("/")[0].strip("-").replace("-", "_")
     usual = "the data set's own" if name in VARYING else str(DEFAULTS[name])
+    usual = "C/8, at least 8" if name == "attention_key" else usual
     return click.option(flag, default=None, show_default=usual, **kwargs)
 
 
@@ -39,13 +41,14 @@ def setting(flag, **kwargs):
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where data sets lie, or are put.")
 @click.option("--out", metavar="DIR", show_default="runs/NAME, or the next number", help="The new run's folder.")
 @setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
-@click.option("--minutes", type=float, help="Stop after so many minutes, if that is sooner.")
+@click.option("--minutes", type=float, help="Stop after so many minutes. Without --steps: as many steps as fit in.")
 @setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
 @setting("--seed", type=int, help="Of all random numbers: weights, noise, the order of the data.")
 @setting("--width", type=int, help="Channels at full resolution. Paper: 64.")
 @setting("--size", type=int, help="Side of the images in pixels: 32, 64, 128, 256; but 32 in named sets. Paper: 128.")
 @setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
+@setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 channels.")
 @setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]), help="In which networks it is.")
 @click.option("--conditional/--unconditional", default=None, show_default="conditional, if there are classes",
               help="Whether the networks are told the classes. Paper: conditional.")
@@ -55,6 +58,7 @@ def setting(flag, **kwargs):
 @setting("--beta1", type=float, help="Of Adam. Paper: 0.")
 @setting("--beta2", type=float, help="Of Adam. Paper: 0.9.")
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
+@setting("--fall", type=float, help="Share of the steps, at the end, in which both rates fall to 0. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
 @click.option("--sample-every", type=click.IntRange(0), default=loop.Options().sample_every,
@@ -111,8 +115,12 @@ def command(
         done, late = run.training.step, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
             end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+            reckon = None if minutes is None or resume or "steps" in given else Reckoning(end)
             for record in iter(run.advance, None):
                 progress.update(record)
+                if reckon and (steps := reckon(run.training.step)):
+                    run.end_at(steps)
+                    reckon = None
                 late = time.monotonic() >= end
                 if caught or late:
                     break
@@ -120,6 +128,23 @@ def command(
         why = f" ({signal.Signals(caught[0]).name})" if caught else f" (--minutes {minutes:g} are over)" if late else ""
         _conclude(run, run.training.step > done, why, data_dir)
     return 128 + caught[0] if caught else 0
+
+
+class Reckoning:
+    """How many steps fit in until the time `end`, from the pace of a few; rates that fall have to know it early."""
+
+    def __init__(self, end):
+        self.end, self.first = end, None
+
+    def __call__(self, step):
+        """Called after each step (or more of them at once): the number of steps, once it is known; None before."""
+        now = time.monotonic()
+        if self.first is None:  # the very first steps are slow
+            self.first = (step, now) if step >= WARM_UP else None
+        elif step >= self.first[0] + PACE:
+            pace = (now - self.first[1]) / (step - self.first[0])
+            return max(step, step + int(SAFETY * (self.end - now) / pace))
+        return None
 
 
 def _level(text):

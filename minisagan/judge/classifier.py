@@ -28,6 +28,7 @@ from minisagan import data, nn, ops, rng
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.data.download import progress
 from minisagan.errors import DataError, Fault, UsageError
+from minisagan.init import Init
 from minisagan.optim import Adam
 from minisagan.run import checkpoint
 
@@ -56,7 +57,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, size, channels, classes, seed=0):
-        init = nn.Init(seed)
+        init = Init(seed)
         self.first = Block(init, channels, 16, kernel=5, op=partial(ops.conv, stride=2))  # (N, S/2, S/2, 16)
         for r in (r for r in (64, 32, 16) if r < size // 2):
             setattr(self, f"down{r}", Block(init, 16, 16, op=ops.conv_down))  # (N, r, r, 16)

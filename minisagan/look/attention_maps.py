@@ -1,9 +1,9 @@
 """What self-attention looks at: its weights as maps over the images, their measures, and what is lost without it.
 
-For the query at position j, the map is beta_ij over the positions i of the keys (nn.SelfAttention; SAGAN eq. 1), and
+For the query at position j, the map is beta_ji over the positions i of the keys (nn.SelfAttention; SAGAN eq. 1), and
 
-    entropy    - sum_i beta_ij log2 beta_ij            bits: 0 for one key alone, log2 I for all I alike
-    distance   sum_i beta_ij |place_i - place_j|       pixels
+    entropy    - sum_i beta_ji log2 beta_ji            bits: 0 for one key alone, log2 I for all I alike
+    distance   sum_i beta_ji |place_i - place_j|       pixels
     ratio      |gamma o| / |x|                         how much of y = x + gamma o came through the gate
 
 The queries are the cells of an H x W grid over the network's image of S x S pixels, the keys those of one as fine (the

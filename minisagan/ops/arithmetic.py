@@ -74,10 +74,10 @@ def matmul(a, b):
         return _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape)
 
     def of_b(g):
-        turned = lambda a, g: product(a.swapaxes(-1, -2), g)
+        transposed = lambda a, g: product(a.swapaxes(-1, -2), g)
         if ad.ndim == bd.ndim == 2:  # the rows of a are images, and b is shared by them
-            return batch.sum(turned, ad, g)
-        return _summed_to(turned(ad, g), bd.shape)
+            return batch.sum(transposed, ad, g)
+        return _summed_to(transposed(ad, g), bd.shape)
 
     def vjp(g, needs):
         return of_a(g) if needs[0] else None, of_b(g) if needs[1] else None

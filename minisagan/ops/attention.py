@@ -3,17 +3,17 @@
     softmax    y_i = exp(x_i - max x) / sum_k exp(x_k - max x)              dx = y (g - sum_k g_k y_k)
 
     attend     s_ij = key_i . query_j                                       (SAGAN eq. 1, first half)
-               beta_ij = exp(s_ij) / sum_i exp(s_ij)                        for each query j a distribution over i
-               o_j = sum_i beta_ij value_i                                  (eq. 2, before its v)
+               beta_ji = exp(s_ij) / sum_i exp(s_ij)                        for each query j a distribution over i
+               o_j = sum_i beta_ji value_i                                  (eq. 2, before its v)
 
     its backward pass, from the cotangent g_j of o_j:
-               dvalue_i = sum_j beta_ij g_j
-               ds_ij = beta_ij (value_i . g_j - o_j . g_j)                  since sum_i beta_ij value_i = o_j
+               dvalue_i = sum_j beta_ji g_j
+               ds_ij = beta_ji (value_i . g_j - o_j . g_j)                  since sum_i beta_ji value_i = o_j
                dkey_i = sum_j ds_ij query_j         dquery_j = sum_i ds_ij key_i
 
-The paper writes f for key, g for query, h for value, v for the output's convolution (in nn.SelfAttention), and beta_ji
-for our beta_ij: the weight that the output at j gives to position i. There is no 1/sqrt(d). The axis that softmax
-normalises is the axis that the weighted sum runs over. In arrays beta is (N, J, I), as in the paper: row j sums to 1.
+The paper writes f for key, g for query, h for value, and v for the output's convolution (in nn.SelfAttention). No
+1/sqrt(d). The axis that softmax normalises is the axis that the weighted sum runs over: as an array beta is (N, J, I),
+a row for each query j, which sums to 1.
 
 beta is kept for the backward pass. Methods that never store it (FlashAttention) are for sequences so long that it would
 not fit in memory. SAGAN's 1024 queries and 256 keys at 32x32 make 1 MB of it for each image.
@@ -60,11 +60,11 @@ def softmax_backward(g, y, axis):
 def attend_forward(q, k, v):
     """o (N, J, e) and beta (N, J, I)."""
     beta = softmax_forward(q @ k.swapaxes(1, 2), -1)  # (N, J, I)
-    return beta @ v, beta
+    return beta @ v, beta  # (N, J, e), (N, J, I)
 
 
 @primitive
 def attend_backward(g, q, k, v, o, beta):
     """dq, dk and dv, from g (N, J, e)."""
     ds = beta * (g @ v.swapaxes(1, 2) - (o * g).sum(2, keepdims=True))  # (N, J, I)
-    return ds @ k, ds.swapaxes(1, 2) @ q, beta.swapaxes(1, 2) @ g
+    return ds @ k, ds.swapaxes(1, 2) @ q, beta.swapaxes(1, 2) @ g  # (N, J, d), (N, I, d), (N, I, e)

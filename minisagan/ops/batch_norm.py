@@ -32,8 +32,9 @@ def batch_norm(x, gain, bias, given=None, relu=False, eps=1e-5):
         raise ValueError(f"for x {x.shape}, gain and bias must both be ({C},) or ({N}, {C}), not {shapes}")
     mean, var = given or statistics(x.data)
     inputs = x.data, mean, var, gain.data, bias.data, eps
-    y = out = normalise(*inputs, relu)
-    if relu and (on := kinks.chosen(lambda: y > 0)) is not None:
+    y = normalise(*inputs, relu)
+    out = y
+    if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
         out = normalise(*inputs, False) * on
 
     def vjp(g, needs):
@@ -50,10 +51,10 @@ def statistics(x):
     as E[x^2] - E[x]^2 would be.
     """
     moments = batch.whole(np.stack([x.mean((1, 2)), x.var((1, 2))], 1))  # (N, 2, C), of each image
-    return joined(moments)
+    return of_batch(moments)
 
 
-def joined(moments):
+def of_batch(moments):
     """The mean and variance of a batch, from those of each image: (N, 2, C) -> (C,), (C,)."""
     means, variances = moments.swapaxes(0, 1)  # (N, C) each
     mean = means.mean(0)
@@ -72,7 +73,8 @@ def normalise(x, mean, var, gain, bias, eps, relu):
 def backward(g, x, mean, var, gain, bias, eps, y, constant):
     """dx (N, H, W, C), dgain and dbias (of gain's shape), from g (N, H, W, C).
 
-    y (N, H, W, C) is the output of the ReLU, or None without one; `constant` says that mean and var were given.
+    y (N, H, W, C) is the output of the ReLU, or None without one; `constant` says that mean and var were given. The
+    GPU's form has no y at hand, and finds from bias where the ReLU is on.
     """
     std = np.sqrt(var + eps)  # (C,)
     xhat = (x - mean) / std
@@ -81,8 +83,9 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
     dgain, dbias = (g * xhat).sum((1, 2)), g.sum((1, 2))  # (N, C) each
     dx = np.broadcast_to(gain, dgain.shape)[:, None, None] * g
     if not constant:
-        mean_gx, mean_g = (batch.whole(gain * s).mean(0) / (x.shape[1] * x.shape[2]) for s in (dgain, dbias))  # (C,)
-        dx = dx - mean_g - xhat * mean_gx
+        positions = x.shape[1] * x.shape[2]  # so these are sum(gain g xhat) / m and sum(gain g) / m, (C,) each
+        along, mean = (batch.whole(gain * s).mean(0) / positions for s in (dgain, dbias))
+        dx = dx - mean - xhat * along
     if gain.ndim == 1:
         dgain, dbias = over_images(dgain, dbias)
     return dx / std, dgain, dbias
@@ -94,7 +97,7 @@ def over_images(dgain, dbias):
 
 
 @primitive
-def update_running(running, statistics, momentum):
-    """Move the running (mean, var), in place, towards a batch's: r <- r + (1 - momentum) (s - r)."""
-    for r, s in zip(running, statistics, strict=True):
+def update_running(running, found, momentum):
+    """Move the running (mean, var), in place, towards those found in a batch: r <- r + (1 - momentum) (s - r)."""
+    for r, s in zip(running, found, strict=True):
         r += (1 - momentum) * (s - r)

@@ -7,7 +7,7 @@ step at 32x32 takes 6 % longer for `statistics`, 4 % for `normalise` and 5 % for
 import numpy as np
 
 from minisagan import batch, cpu
-from minisagan.ops.batch_norm import joined, over_images
+from minisagan.ops.batch_norm import of_batch, over_images
 
 
 def statistics(x):
@@ -24,7 +24,7 @@ def statistics(x):
         moments[cuts[i], 1] = _columns(np.einsum("nrc,nrc->nc", centred, centred), C) / (H * W)
 
     cpu.parallel(body, len(cuts))
-    return joined(batch.whole(moments))
+    return of_batch(batch.whole(moments))
 
 
 def normalise(x, mean, var, gain, bias, eps, relu):

@@ -27,12 +27,13 @@ from minisagan.primitives import primitive
 def conv(x, w, b=None, stride=1):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    t, l = kh//2, kw//2; sizes are rounded up.  dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g).
+    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g).
     """
     kh, kw = w.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
         raise ValueError(f"conv takes odd kernels and stride 1 or 2, not {kh}x{kw} and {stride}")
-    xd, wd, at, size = x.data, w.data, (stride, kh // 2, kw // 2), tuple(-(-side // stride) for side in x.shape[1:3])
+    xd, wd, at = x.data, w.data, (stride, kh // 2, kw // 2)  # stride, top, left
+    size = tuple(-(-side // stride) for side in x.shape[1:3])  # rounded up
     return _op(
         "conv", (x, w, b),
         lambda bias: gather(xd, wd, *at, size, bias),
@@ -98,7 +99,8 @@ def _smeared(w):
 
 
 def _padded(x, kernel, stride, top, left, size):
-    """x as a view of itself amid zeros, and tap(i, j): the view of those that tap (i, j) sees, (N, *size, C)."""
+    """x (N, H, W, C) amid zeros, as a view of the middle; and tap(i, j), the view (N, *size, C) of what that tap meets,
+    x[s h + i - top, s w + j - left]. gather and outer read through it, scatter adds through it."""
     (kh, kw), (_, H, W, _) = kernel, x.shape
     wide = np.pad(x, ((0, 0), (kh, kh), (kw, kw), (0, 0)))  # a kernel's size on each side is enough for all taps
     tap = lambda i, j: wide[:, kh + i - top :: stride, kw + j - left :: stride][:, : size[0], : size[1]]

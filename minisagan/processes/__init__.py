@@ -65,7 +65,7 @@ def publish():
 
 
 @contextmanager
-def joined(group):
+def member(group):
     """Inside, this process is one of `group`, which has rank, world, exchange and meet."""
     global _group
     before, _group = _group, group

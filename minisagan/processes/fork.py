@@ -91,7 +91,7 @@ class Forks:
             while numbers := self.peers[0].recv(16, socket.MSG_WAITALL):
                 for x, carried in zip(self.state, self.carried, strict=True):
                     x[...] = carried
-                with processes.joined(self):
+                with processes.member(self):
                     work(*np.frombuffer(numbers, np.int64).tolist())
         except (Fault, ConnectionError):
             pass  # another process ended: the first says so
@@ -107,7 +107,7 @@ class Forks:
         for peer in self.peers:
             self._send(peer, np.array([a, b], np.int64).tobytes())
         try:
-            with processes.joined(self):
+            with processes.member(self):
                 return work(a, b)
         except BaseException:
             self.close()

@@ -159,6 +159,11 @@ class Run:
     def _due(self, every):
         return every and self.training.step % every == 0
 
+    def end_at(self, steps):
+        """Let the run end after so many steps, and keep that in config.json."""
+        self.training.end_at(steps)
+        self._describe()
+
     def finish(self):
         """The last checkpoint and pictures."""
         if self.saved != self.training.step:

@@ -7,6 +7,7 @@ import numpy as np
 from minisagan import nn, ops
 from minisagan.config import Architecture
 from minisagan.gradcheck import EVERY_ELEMENT
+from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 from minisagan.selfcheck.table import Case, Table
 
@@ -42,7 +43,7 @@ def _module(name, module, run, *inputs, every_element=EVERY_ELEMENT):
 
 
 def _init():
-    return nn.Init(0, dtype=np.float64)
+    return Init(0, dtype=np.float64)
 
 
 @CASES.enter
