@@ -78,9 +78,9 @@ def to_onnx(generator, about, size=None):
     """The generator as a serialised ONNX graph (bytes), `about` its metadata.
 
     z (N, latent) float32 and, of a conditional generator, labels (N,) int64 -> images (N, S, S, channels) float32 in
-    (-1, 1); or with `size`, cropped to it, (N, size, size, channels) uint8. UsageError if there is no onnx.
+    (-1, 1); or with `size`, cropped to it, (N, size, size, channels) uint8. UsageError without the extra `onnx`.
     """
-    onnx = _package("onnx")
+    onnx, _ = _packages()
     helper, kinds = onnx.helper, onnx.TensorProto
     arch = generator.arch
     graph = _Graph(folded(generator), helper)
@@ -179,7 +179,7 @@ def compare(generator, model, size=None):
 
     `model` and `size` are to_onnx's. Fault if they differ by more than TOLERANCE, or than one of uint8's grey levels.
     """
-    runtime = _package("onnxruntime")
+    _, runtime = _packages()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cpu.threads()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -206,12 +206,12 @@ def _timed(call):
     return result, min(seconds)
 
 
-def _package(name):
+def _packages():
     try:
-        if name == "onnx":
-            import onnx as package
-        else:
-            import onnxruntime as package
+        import onnx
+        import onnxruntime
     except ImportError as error:
-        raise UsageError(f"{name} is not installed: pip install 'minisagan[onnx]', or take --to safetensors") from error
-    return package
+        raise UsageError(
+            f"a graph needs onnx and onnxruntime ({error}): pip install 'minisagan[onnx]', or take --to safetensors"
+        ) from error
+    return onnx, onnxruntime
