@@ -66,4 +66,5 @@ if __name__ == "__main__":
             shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
             cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": o.data["image/png"]}) for o in shown]
             cell.execution_count = None
+    done.metadata.language_info = {"name": "python"}  # not this machine's version
     nbformat.write(done, NOTEBOOK)
