@@ -31,8 +31,12 @@ setup(
         # For GPUs, one or the other, as the driver is: [ctk] brings the compiler and cuBLAS. Both together fail.
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.19"],
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.
-        "test": ["pytest>=8", "safetensors>=0.4", "torch==2.13.0"],
+        "test": [
+            *("pytest>=8", "safetensors>=0.4", "torch==2.13.0", "onnx>=1.17", "onnxruntime>=1.19"),
+            *("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"),
+        ],
     },
     entry_points={"console_scripts": ["minisagan = minisagan.commands:cli"]},
 )

@@ -241,6 +241,19 @@ def test_the_map_is_that_of_the_cell_in_which_the_point_lies():
         assert maps.maps(exact, np.zeros((1, 16, 16, 1)), np.array([[(0, x)]]), 32, 28).argmax() == (16 + cell) // 4
 
 
+def test_the_caption_of_a_map_has_its_largest_weight_and_its_entropy(monkeypatch):
+    told, grid = [], pictures.grid
+
+    def listening(*args, captions, **options):
+        told.extend(captions)
+        return grid(*args, **options)
+
+    monkeypatch.setattr(pictures, "grid", listening)
+    heat = np.stack([np.full((8, 8), 1 / 64), np.eye(8) / 8])[None].astype(np.float32)  # 64 alike, 8 alike
+    maps.draw(np.zeros((1, 32, 32, 1), np.uint8), np.zeros((1, 2, 2), int), heat, 28, ["a"])
+    assert told == ["a", "0.016, 6.0 bits", "0.12, 3.0 bits"]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_figure_has_each_point_in_its_place_and_the_heat_where_it_looks(channels):
     framed = np.full((2, 32, 32, channels), 60, np.uint8)

@@ -20,7 +20,7 @@ ORDER = [
     *("gradcheck", "init", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
     *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
-    *("train", "run.folder", "run.loop", "look.report", "bench", "parity"),
+    *("train", "export", "run.folder", "run.loop", "look.report", "bench", "parity"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
 ]
 
@@ -32,6 +32,8 @@ OTHERS = {
     "cuda": ["cuda"],
     "PIL": ["data.folder", "look.pictures", "look.plot"],
     "imageio": ["look.pictures"],
+    "onnx": ["export"],
+    "onnxruntime": ["export"],
     "click": ["commands", "commands.*"],
 }
 

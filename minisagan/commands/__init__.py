@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Measure images: distances, precision, recall, class asked for.",
     "attention": "Show what self-attention looks at, and what is lost without it.",
     "report": "Write a page with all there is to see of a run.",
+    "export": "Write a trained generator as an ONNX graph.",
     "inspect": "Show what a run or a checkpoint holds, and if it is intact.",
     "gradcheck": "Compare the backward pass of every op with finite differences.",
     "bench": "Time whole training steps, and each op in them.",

@@ -194,7 +194,7 @@ def draw(framed, points, heat, image_size, names=None):
             cell = pictures.overlay(big[n], weights / weights.max())
             cell = data.crop(cell[None], image_size * scale)[0]
             cells.append(pictures.framed(pictures.dot(cell, y, x, colour), colour))
-            captions.append(f"{weights.max():.2g}, {entropy(weights.reshape(-1, 1))[0]:.1f} bits")
+            captions.append(f"{weights.max():.2g}, {entropy(weights.reshape(1, -1))[0]:.1f} bits")
     blocks = 2 if N > 1 and P < 6 else 1
     sheet = pictures.grid(np.stack(cells), (1 + P) * blocks, scale=1, captions=captions)
     keys = heat[0, 0].size

@@ -18,8 +18,10 @@ from minisagan import batch, kinks
 from minisagan.autograd import Tensor
 from minisagan.primitives import primitive
 
+EPS = 1e-5
 
-def batch_norm(x, gain, bias, given=None, relu=False, eps=1e-5):
+
+def batch_norm(x, gain, bias, given=None, relu=False, eps=EPS):
     """Normalise x (N, H, W, C) by the statistics of its batch, or by those `given`: (mean, var), each (C,).
 
     gain and bias are both (C,) or both (N, C). With `relu`, y is max(gain xhat + bias, 0): as an op of its own the ReLU
