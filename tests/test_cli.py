@@ -219,7 +219,7 @@ def test_conditional_needs_classes(photos):
     assert not Path("x").exists()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
     args = "train", *SMALL, "--steps", 100_000, "--out", tmp_path / "x"
     with start(*args) as child:
@@ -232,6 +232,30 @@ def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
     assert facts["step"] == step >= 1
     assert {path.name for path in (tmp_path / "x").iterdir()} >= {"progress.gif", "curves.png"}
     assert (tmp_path / "x" / "samples" / f"step-{step:08d}.png").is_file()
+
+
+def test_a_terminal_that_closes_is_sighup_and_what_it_shows_is_lost_alone(tmp_path):
+    master, slave = pty.openpty()
+    lead = {"preexec_fn": lambda: fcntl.ioctl(slave, termios.TIOCSCTTY), "start_new_session": True}
+    args = "train", *SMALL, "--steps", 100_000, "--out", tmp_path / "x"
+    with start(*args, stdin=slave, stdout=slave, stderr=slave, **lead) as child:
+        os.close(slave)
+        seen = b""
+        while b"step" not in seen:
+            seen += os.read(master, 1000)
+        os.close(master)
+        assert child.wait(60) == 129
+    assert json.loads(minisagan("inspect", "x", "--json")[0])["step"] >= 1
+    assert {path.name for path in (tmp_path / "x").iterdir()} >= {"progress.gif", "curves.png"}
+
+
+def test_under_nohup_a_terminal_that_closes_is_nothing(tmp_path):
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with start("train", *SMALL, "--steps", 20, "--out", tmp_path / "x", preexec_fn=ignore) as child:
+        assert b"64 images" in child.stderr.readline() and b"step 1/" in child.stderr.readline()
+        child.send_signal(signal.SIGHUP)
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0 and b"all 20 steps are done" in stdout and b"finishing" not in stderr
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

@@ -101,7 +101,7 @@ def test_resumed_with_more_steps(whole, tmp_path):
         assert (tmp_path / "a" / picture).read_bytes() == (whole / picture).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     advance = Training.advance
 
@@ -120,7 +120,7 @@ def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     assert contents(tmp_path / "a") == contents(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_by_a_signal_before_the_run_is_open(number, tmp_path, monkeypatch):
     def signalled(*_, **__):
         os.kill(os.getpid(), number)  # as when a classifier is trained for --evaluate-every

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -80,7 +80,8 @@ def command(
     minisagan train --dataset mnist --minutes 10
     minisagan train --resume runs/mnist --steps 4000
 
-    A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops.
+    A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops, as does a
+    terminal that closes.
     """
     where = hardware.choose(where, tf32)
     on = {"gpu": where != "cpu", "graph": graph, "processes": None}
@@ -188,15 +189,12 @@ def _refuse_differences(run, given):
 
 
 @contextmanager
-def ended_at_once():
-    """SIGINT and SIGTERM raise: until a run is open there is nothing to finish, but something to clean up."""
-
-    def end(number, frame):
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+def handled(handler):
+    """Inside, `handler` sees to SIGINT, SIGTERM and SIGHUP; but under nohup, which ignores SIGHUP, that stays so."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -204,24 +202,34 @@ def ended_at_once():
             signal.signal(number, handler)
 
 
+def ended_at_once():
+    """The signals raise: until a run is open there is nothing to finish, but something to clean up."""
+
+    def end(number, frame):
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    return handled(end)
+
+
 @contextmanager
 def interrupts():
-    """Yields a list, to which the first SIGINT or SIGTERM is appended; a second SIGINT interrupts at once."""
+    """Yields a list, to which the first of the signals is appended; a later SIGINT interrupts at once."""
     caught = []
 
     def note(number, frame):
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
-        with suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(2, b"\nfinishing this step and saving; Ctrl-C (again) quits at once\n")
+        for stream, text in (1, b""), (2, b"\nfinishing this step and saving; Ctrl-C (again) quits at once\n"):
+            try:
+                os.write(stream, text)  # not print: the signal may have come in the middle of one
+            except OSError:  # a terminal that is closed: what is written from here on may go nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(note):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _introduce(run, where):
