@@ -55,14 +55,16 @@ def command(run, count, seed, data_dir, threads, as_json):
             "features": judge.features.shape[1],
         },
     }
-    written = runs.write_evaluation(file, facts)
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        _show(facts, written)
+        _show(facts)
+    written = runs.write_evaluation(file, facts)  # last: if that fails, the numbers are there all the same
+    if written and not as_json:
+        click.echo(f"Written to {written}")
 
 
-def _show(facts, written):
+def _show(facts):
     net, name = facts["classifier"], Path(facts["dataset"]).name
     click.echo(f"{facts['checkpoint']}: {facts['count']:,} images of seed {facts['seed']}\n")
     click.echo(ROW.format("", "generated", "real"))
@@ -74,5 +76,3 @@ def _show(facts, written):
         f"classifier {net['hash']}, which names {net['accuracy']:.2%} of {net['tested']:,} test images right.\n"
         f"Real: {facts['train_count']:,} training images against the same; score and accuracy of the test images."
     )
-    if written:
-        click.echo(f"Written to {written}")
