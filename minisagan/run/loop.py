@@ -166,8 +166,8 @@ class Run:
         if not self.picture().exists():
             self.sample()
         frames = runs.sampled(self.folder)
-        images, captions = [pictures.read_png(path) for _, path in frames], [f"step {step}" for step, _ in frames]
-        pictures.write_gif(self.folder / "progress.gif", images, 400, last=2000, captions=captions)
+        files, captions = [path for _, path in frames], [f"step {step}" for step, _ in frames]
+        pictures.write_gif(self.folder / "progress.gif", files, 400, last=2000, captions=captions)
         plot.curves(self.folder / "curves.png", runs.read_log(self.folder))
 
     def save(self):
