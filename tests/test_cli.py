@@ -111,6 +111,40 @@ def test_missing_data_is_exit_code_3_and_leaves_no_run(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_container_without_a_home_works_without_a_cache(tmp_path, photos):
+    nobody = (
+        "import pathlib, os; [os.environ.pop(k, None) for k in ('HOME', 'XDG_CACHE_HOME', 'MINISAGAN_DATA')]; "
+        "import pwd; pwd.getpwuid = lambda uid: {}[uid]; "
+    )
+
+    def told(*args, code=0):
+        with start(*args, extra=nobody, text=True) as child:
+            stdout, stderr = child.communicate(timeout=100)
+        assert child.returncode == code and "internal" not in stderr, stderr
+        return stdout + stderr
+
+    told("train", *SMALL, "--steps", 0, "--out", tmp_path / "a")
+    pets = "--dataset", photos / "pets", "--size", 32, *SMALL, "--steps", 0
+    assert "note: no cache in the home folder" in told("train", *pets, "--out", tmp_path / "b")
+    says = told("train", "--dataset", "mnist", "--out", tmp_path / "c", code=3)
+    assert "no home folder to look for it" in says and "--data-dir" in says
+    assert "none: no home folder; $MINISAGAN_DATA names another" in told("doctor")
+
+
+def test_a_folder_name_that_is_no_utf8_goes_in_and_comes_out(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    with start("train", *SMALL, "--steps", 1, "--out", name) as child:
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0 and stdout.startswith(b"caf\xe9: all 1 steps") and b"drawn-digits, 64" in stderr
+    for command in (["report"], ["sample", "-o", f"{name}.png"], ["inspect"], ["inspect", "--json"]):
+        with start(*command, name) as child:
+            stdout, stderr = child.communicate(timeout=60)
+        assert (child.returncode, stderr) == (0, b""), command
+    assert "caf?" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    with start("sample", name + "no") as child:
+        assert child.communicate(timeout=60)[1].startswith(b"Error: caf\\udce9no: no such run")
+
+
 def test_debug_shows_a_traceback_and_keeps_the_exit_code():
     result = CliRunner().invoke(cli, ["--debug", "train", "--steps", "-1"])
     assert result.exit_code == 2 and result.stderr.startswith("Traceback")

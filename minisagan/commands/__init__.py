@@ -7,6 +7,7 @@ stderr.
 Nothing here may import NumPy: `minisagan --help` and the shell's completion are to be there at once.
 """
 
+import contextlib
 import importlib
 import sys
 import traceback
@@ -50,6 +51,8 @@ class Commands(click.Group):
     def main(self, args=None, prog_name=None, **kwargs):
         """Run a command line (default: the process's own), and exit with its code."""
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        with contextlib.suppress(AttributeError):  # there may be no stdout
+            sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no UTF-8: it goes out as it is
         try:
             code = super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:  # what click makes of a KeyboardInterrupt

@@ -26,7 +26,7 @@ def command(run, output):
     temp = output.with_name(output.name + ".tmp")
     try:
         try:
-            temp.write_text(text, encoding="utf-8")
+            temp.write_text(text, encoding="utf-8", errors="replace")  # of a file's name that is no UTF-8
             os.replace(temp, output)
         finally:
             temp.unlink(missing_ok=True)  # after the replace there is none
