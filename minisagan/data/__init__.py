@@ -81,7 +81,9 @@ def load(name, data_dir=None, split="train", size=None):
         if name == "drawn-digits":
             return Dataset(name, *_draw(split))
         if where is None:
-            raise DataError(f"{name}: no home folder to look for it or to put it: --data-dir or $MINISAGAN_DATA names one")
+            raise DataError(
+                f"{name}: no home folder to look for it or to put it: name another by --data-dir or $MINISAGAN_DATA"
+            )
         if name == "cifar10":
             return Dataset(name, *cifar.load(where, split))
         return Dataset(name, *idx.load(name, where, split))
