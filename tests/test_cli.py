@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -213,6 +214,23 @@ def test_what_train_says_and_leaves(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
     assert "not empty" in refused("train", "--out", "x y")
     assert "--force needs --out" in refused("train", "--force")
+
+
+@pytest.mark.parametrize("out", ["x y", "-x", "it's", "sub/x"])
+def test_what_it_says_to_go_on_with_works_from_where_it_was_said(out, photos, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINISAGAN_TRAIN_OUT", out)  # as somebody's script may have it
+    for name in ("pets", "data"):
+        (tmp_path / name).symlink_to(photos / name)
+    given = "--dataset", "pets", "--data-dir", "data", "--size", 32, *SMALL, "--steps", 1
+    stdout = minisagan("train", *given)[0]
+    for step in (2, 4):
+        program, *args = shlex.split(stdout.splitlines()[-1].removeprefix("go on:"))
+        assert program == "minisagan" and "data" in args
+        stdout = minisagan(*args[:-1], step)[0]
+        assert f"all {step} steps are done" in stdout
+    draw = next(line for line in stdout.splitlines() if line.startswith("draw more:"))
+    minisagan(*shlex.split(draw.removeprefix("draw more:"))[1:])
+    assert (tmp_path / "samples.png").is_file()
 
 
 def test_zero_steps_make_a_run_to_go_on_with():

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from minisagan import cpu, data
 from minisagan.commands import hardware
@@ -23,6 +24,7 @@ from minisagan.run import folder as runs
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
 VARYING = {"size"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
+NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from"}
 RATES = ("lr_g", "lr_d")  # which a resumed run may change
 ARCHITECTURE = ("width", "attention", "attention_form", "spectral_norm", "init")
 
@@ -99,8 +101,8 @@ def command(
         given["attention"] = _level(given["attention"])
     options = sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes
     if resume:
-        for flag, value in {"--out": out, "--force": force, "--config": replay, "--init-from": init_from}.items():
-            if value:
+        for name, flag in NEW.items():  # one from the environment is for the new runs that are begun there
+            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
                 raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
         config = _refuse_differences(resume, given)
         rates = {name: given[name] for name in RATES if name in given}
@@ -261,7 +263,7 @@ def _introduce(run, where):
 def _conclude(run, moved, why, data_dir):
     """On stdout: where the run is, and what can be done with it."""
     folder, step, steps = run.folder, run.training.step, run.training.config.steps
-    quoted = shlex.quote(str(folder))
+    quoted = shlex.quote(f"./{folder}" if str(folder).startswith("-") else str(folder))
     more = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
     best = runs.best(folder)
     best = f"  best        {folder / 'best'}: {best[1].name}, Frechet distance {best[0]:.2f}\n" if best else ""
