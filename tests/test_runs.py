@@ -261,12 +261,16 @@ def test_data_that_moved_are_found_where_they_are_said_to_be(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "elsewhere")
     for command in (["train", "--resume", "a"], ["evaluate", "a", "--count", 130]):
         assert "are not there; --dataset names" in minisagan(*command, code=3)[1]
-    minisagan("evaluate", "a", "--count", 130, "--dataset", "../animals")
+    assert "training a classifier" in minisagan("evaluate", "a", "--count", 130, "--dataset", "../animals")[1]
     minisagan("train", "--resume", "a", "--dataset", "../animals")  # nothing to do but to learn the place
     about = json.loads(Path("a/config.json").read_text())
     assert about["config"]["dataset"] == str(tmp_path / "animals")
     minisagan("evaluate", "a", "--count", 130)  # whose checkpoint says otherwise
     minisagan("train", "--resume", "a", "--steps", 2)
+    (tmp_path / "animals").rename(tmp_path / "beasts")
+    stderr = minisagan("evaluate", "a", "--count", 130, "--dataset", "../beasts")[1]
+    assert "training a classifier" not in stderr  # that of the same images is there
+    (tmp_path / "beasts").rename(tmp_path / "animals")
     iio.imwrite(tmp_path / "animals" / "cat" / "0.png", np.zeros((32, 32, 3), np.uint8))
     assert "not the data that a was" in minisagan("train", "--resume", "a", "--dataset", "../animals", code=3)[1]
 

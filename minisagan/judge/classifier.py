@@ -132,6 +132,8 @@ def obtain(dataset, data_dir=None):
     name = f"{Path(dataset.name).name}-{_key(dataset)}.safetensors"
     where = data.data_folder(data_dir)
     kept = where and where / "classifiers" / name
+    if kept and not kept.is_file():  # the images' folder may have had another name
+        kept = next(kept.parent.glob(f"*-{_key(dataset)}.safetensors"), kept)
     for path in (SHIPPED / name, kept):
         if path and path.is_file():
             try:
