@@ -9,7 +9,7 @@ import numpy as np
 
 from minisagan.data import cifar, folder, idx
 from minisagan.data.batches import batch, batch_indices, crop, to_uint8
-from minisagan.errors import UsageError
+from minisagan.errors import DataError, UsageError
 
 __all__ = ["Dataset", "batch", "batch_indices", "crop", "data_folder", "load", "to_uint8"]
 
@@ -54,9 +54,15 @@ class Dataset:
 
 
 def data_folder(data_dir=None):
-    """Where data sets lie: `data_dir`, else $MINISAGAN_DATA, else minisagan in the user's cache folder."""
+    """Where data sets lie: `data_dir`, else $MINISAGAN_DATA, else minisagan in the user's cache folder.
+
+    None without a home folder, as in a container for a user that it does not know.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(data_dir or os.environ.get("MINISAGAN_DATA") or Path(cache, "minisagan")).expanduser()
+    try:
+        return Path(data_dir or os.environ.get("MINISAGAN_DATA") or Path(cache, "minisagan")).expanduser()
+    except RuntimeError:
+        return None
 
 
 def load(name, data_dir=None, split="train", size=None):
@@ -74,6 +80,10 @@ def load(name, data_dir=None, split="train", size=None):
             raise UsageError(f"{name} has size {SIZES[0]}, not {size}: only folders of images are scaled")
         if name == "drawn-digits":
             return Dataset(name, *_draw(split))
+        if where is None:
+            raise DataError(
+                f"{name}: no home folder to look for it or to put it: name another by --data-dir or $MINISAGAN_DATA"
+            )
         if name == "cifar10":
             return Dataset(name, *cifar.load(where, split))
         return Dataset(name, *idx.load(name, where, split))

@@ -37,14 +37,16 @@ def load(root, size, where):
         key = _key(root, files, size)
     except OSError as error:
         raise DataError(f"{root}: cannot be read ({error})") from error
-    cache, shape = where / "folder-cache", (len(files), size, size, 3)
-    for path in cache.glob(f"{key}-*.npy"):
+    cache, shape = where and where / "folder-cache", (len(files), size, size, 3)
+    for path in cache.glob(f"{key}-*.npy") if cache else ():
         with suppress(OSError, ValueError, EOFError):  # if it is damaged: decode again
             images = np.load(path, mmap_mode="r")
             return images, labels, classes, {"images": path.stem.removeprefix(f"{key}-")}
 
-    part = cache / f"{key}.{os.getpid()}.part"
     try:
+        if not cache:
+            raise OSError("there is none; $MINISAGAN_DATA names another folder")
+        part = cache / f"{key}.{os.getpid()}.part"
         cache.mkdir(parents=True, exist_ok=True)
         try:
             with open(part, "wb") as file:  # written, not mapped: a full disk is then an error, not a crash
@@ -59,7 +61,7 @@ def load(root, size, where):
             part.unlink(missing_ok=True)
         images = np.load(path, mmap_mode="r")
     except OSError as error:
-        print(f"note: no cache in {cache} ({error}): the images stay in memory", file=sys.stderr)
+        print(f"note: no cache in {cache or 'the home folder'} ({error}): the images stay in memory", file=sys.stderr)
         pixels = bytearray()
         sha256 = _decode_all(root, files, size, pixels.extend)
         images = np.frombuffer(pixels, np.uint8).reshape(shape)
