@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from minisagan import data, rng
-from minisagan.data import Dataset, cifar, download, folder, idx
+from minisagan.data import Dataset, cifar, decode, download, folder, idx
 from minisagan.errors import DataError, UsageError
 
 
@@ -456,7 +456,7 @@ def test_folder_without_classes(tmp_path):
 def decoded(tmp_path, image, **options):
     path = tmp_path / "one.png"
     image.save(path, **options)
-    pixels, content = folder._decode(path, 32)
+    pixels, content = decode.decode(path, 32)
     assert pixels is not None, content
     assert content == hashlib.sha256(path.read_bytes()).digest()
     return np.frombuffer(pixels, np.uint8).reshape(32, 32, 3)
@@ -506,7 +506,7 @@ def test_folder_is_decoded_once(pets, tmp_path, monkeypatch):
     assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
     pixels = np.array(first.images)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(folder, "decode", lambda *_: pytest.fail("decoded again"))
         again = data.load(str(pets), tmp_path, size=32)
     np.testing.assert_array_equal(again.images, pixels)
     assert again.hashes == first.hashes and again.labels.tolist() == first.labels.tolist()
@@ -570,7 +570,7 @@ def test_bad_images_are_all_named(pets, tmp_path, monkeypatch):
     (pets / "dog" / "cut.bmp").write_bytes(cut[: len(cut) // 2])
     paint(pets / "dog" / "bomb.png", size=(101, 100))
     Image.new("F", (8, 8)).save(pets / "dog" / "float.tif")
-    monkeypatch.setattr(folder, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
     with pytest.raises(DataError) as failure:
         data.load(str(pets), tmp_path)
     line = str(failure.value)

@@ -18,9 +18,17 @@ TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
 
 
+TORCHVISION = {  # the folders in which torchvision keeps them
+    "mnist": "MNIST/raw",
+    "fashion-mnist": "FashionMNIST/raw",
+    "kmnist": "KMNIST/raw",
+    "emnist": "EMNIST/raw",
+}
+
+
 def locate(where, name, files):
-    """The first of `files`, names of one thing, in the folder `name` or else right in `where`; or None."""
-    paths = (folder / file for folder in (where / name, where) for file in files)
+    """The first of `files`, names of one thing, in the folder `name`, torchvision's, or right in `where`; or None."""
+    paths = (where / folder / file for folder in (name, TORCHVISION.get(name, name), "") for file in files)
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -71,10 +71,10 @@ def _load(path, kind, prefix):
 
 def load_data(config, then, run, data_dir=None):
     """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same."""
-    if config.dataset not in data.NAMES and not Path(config.dataset).is_dir():
+    if data.is_path(config.dataset) and not Path(config.dataset).exists():
         raise DataError(f"{config.dataset}: the folder of images that {run} was trained on is not there")
     size = config.architecture.size if config.dataset not in data.NAMES else None
-    dataset = data.load(config.dataset, data_dir, size=size)
+    dataset = data.load(config.dataset, data_dir, size=size, how=config.reading())
     now = about_data(dataset)
     if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
         changed = _difference(then, now)
@@ -147,11 +147,13 @@ def versions():
 
 def about_data(dataset):
     """What a run keeps of its data set, and compares when it is resumed."""
-    return {"image_size": dataset.image_size, "classes": list(dataset.classes), "hashes": dataset.hashes}
+    about = {"image_size": dataset.image_size, "classes": list(dataset.classes), "hashes": dataset.hashes}
+    return about | ({"skipped": list(dataset.skipped)} if dataset.skipped else {})
 
 
 def _difference(then, now):
-    return "; ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key])[:400]
+    keys = [key for key in now | then if then.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)[:400]
 
 
 def write(path, text):
