@@ -49,8 +49,6 @@ def decode(path, size, fit="crop", channels=3):
         with open(path, "rb") as file:
             try:
                 pixels = _pixels(file, size, fit, channels)
-            except UnidentifiedImageError:
-                return None, NO_IMAGE
             except Exception:
                 file.seek(0)
                 if not (bare := _bare_png(file)):
@@ -58,6 +56,8 @@ def decode(path, size, fit="crop", channels=3):
                 pixels = _pixels(bare, size, fit, channels)
             file.seek(0)
             return pixels, hashlib.file_digest(file, "sha256").digest()
+    except UnidentifiedImageError:
+        return None, NO_IMAGE
     except Exception as error:
         return None, " ".join(str(error).split()) or type(error).__name__
 
