@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from minisagan import data, rng
-from minisagan.data import Dataset, cifar, decode, download, folder, idx
+from minisagan.data import Dataset, cifar, decode, download, idx
+from minisagan.data import pixels as cache_of_pixels
 from minisagan.errors import DataError, UsageError
 
 
@@ -506,7 +507,7 @@ def test_folder_is_decoded_once(pets, tmp_path, monkeypatch):
     assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
     pixels = np.array(first.images)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(cache_of_pixels, "decode", lambda *_: pytest.fail("decoded again"))
         again = data.load(str(pets), tmp_path, size=32)
     np.testing.assert_array_equal(again.images, pixels)
     assert again.hashes == first.hashes and again.labels.tolist() == first.labels.tolist()
@@ -550,7 +551,7 @@ def test_unwritable_cache_stays_in_memory(pets, tmp_path, monkeypatch, capsys):
     for where in ("file", "full"):
         with monkeypatch.context() as patch:
             if where == "full":
-                patch.setattr(folder.os, "replace", full)
+                patch.setattr(cache_of_pixels.os, "replace", full)
             dataset = data.load(str(pets), tmp_path / where, size=32)
         assert "the images stay in memory" in capsys.readouterr().err
         np.testing.assert_array_equal(dataset.images, wanted.images)
