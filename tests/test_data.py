@@ -7,6 +7,7 @@ import os
 import struct
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copytree
@@ -316,6 +317,15 @@ def test_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, ca
     fetch(server, [fault, "good"], tmp_path)  # the next mirror has it
     assert (tmp_path / "set" / "file").read_bytes() == GOOD
     assert server[1] == [f"/{fault}/file", f"/{fault}/file", "/good/file"]
+
+
+def test_a_killed_downloads_part_is_removed(server, tmp_path):
+    (tmp_path / "set").mkdir()
+    for name, age in (("file.1.part", 10_000), ("file.2.part", 0)):
+        (tmp_path / "set" / name).write_bytes(GOOD)
+        os.utime(tmp_path / "set" / name, (time.time() - age,) * 2)
+    fetch(server, ["good"], tmp_path)
+    assert sorted(os.listdir(tmp_path / "set")) == ["file", "file.2.part"]  # somebody may be writing the young one
 
 
 def test_download_hangs_up_at_the_published_size(server, tmp_path):

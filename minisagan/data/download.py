@@ -8,6 +8,7 @@ https never goes on as http.
 import hashlib
 import os
 import sys
+import time
 from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, build_opener
@@ -53,6 +54,9 @@ def _fetch(url, path, size, sha256):
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may fetch it too
     digest, got = hashlib.sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.part"):
+        if time.time() - left.stat().st_mtime > 10 * TIMEOUT:  # who writes one, writes often: this one was killed
+            left.unlink()
     try:
         with build_opener(_NeverToPlainHttp).open(url, timeout=TIMEOUT) as reply, open(part, "wb") as file:
             if reply.headers.get_content_type() == "text/html":

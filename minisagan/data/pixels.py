@@ -40,7 +40,7 @@ def key(root, files, shape, fit):
     """Sixteen digits for the files as they are now, and how they are read; OSError for one that is gone."""
     digest = hashlib.sha256(f"{RECIPE} {shape} {fit} ".encode() + os.fsencode(root.resolve()))
     for file in files:
-        stat = os.stat(root / file)
+        stat = os.stat(os.path.join(root, file))
         digest.update(b"\0" + os.fsencode(file) + f"\0{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
@@ -76,14 +76,15 @@ def _decoded(cache, name, root, files, shape, fit, good):
                     if good(left):
                         file.flush()
                         os.fsync(file.fileno())
+                        _close_on_windows(file)
                         os.replace(path, cache / f"{name}-{sha256}.npy")
                         found = _cached(cache, name, shape)
             except (KeyboardInterrupt, SystemExit):
                 raise  # what is decoded stays: the next run goes on from there
             except BaseException:
-                _remove(path, journal)
+                _remove(file, path, journal)
                 raise
-            _remove(path, journal)
+            _remove(file, path, journal)
         return found
     except OSError as error:
         print(f"note: no cache in {cache} ({error}): the images stay in memory", file=sys.stderr)
@@ -94,7 +95,14 @@ def _decoded(cache, name, root, files, shape, fit, good):
         return images.reshape(count, *shape), left, sha256
 
 
-def _remove(*paths):
+def _close_on_windows(file):
+    """There no open file can be renamed or deleted; elsewhere it stays open, because it has the lock."""
+    if os.name == "nt":
+        file.close()
+
+
+def _remove(file, *paths):
+    _close_on_windows(file)
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -121,11 +129,12 @@ def _decode_all(root, files, shape, fit, file, journal, owner):
         _begin(journal, owner, [])
     file.truncate(start + done * each)
     file.seek(start + done * each)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    one = lambda name: decode(os.path.join(root, name), shape[0], fit, shape[2])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let go of Python's lock
         for first in range(len(results), len(files), CHUNK):
             chunk = files[first : first + CHUNK]
             fresh = []
-            for pixels, found in pool.map(lambda name: decode(root / name, shape[0], fit, shape[2]), chunk):
+            for pixels, found in pool.map(one, chunk):
                 if pixels is not None:
                     file.write(pixels)
                 fresh.append([found] if pixels is None else found.hex())
