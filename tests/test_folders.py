@@ -334,11 +334,13 @@ def test_parts_that_nobody_writes_are_removed(pets, load, tmp_path):
         (cache / f"{name}.part").write_bytes(bytes(100))
         (cache / f"{name}.journal").write_text(of + "\n")
     (cache / "1234.567.part").write_bytes(bytes(100))  # as the last version named them
+    (cache / "done.journal").write_text("another\n")  # killed when its part had just got its name
     for name in ("old.part", "1234.567.part"):
         os.utime(cache / name, (day, day))
     with parts.claim(cache / "busy.part", None):
         load(pets)
     assert sorted(file.name for file in cache.glob("*.part")) == ["busy.part", "young.part"]
+    assert sorted(file.name for file in cache.glob("*.journal")) == ["busy.journal", "young.journal"]
 
 
 def test_two_readers_of_one_folder_decode_it_once(tmp_path, load):

@@ -47,7 +47,7 @@ def setting(flag, **kwargs):
 @setting("--size", type=int, help="Side of the images in pixels: 32, 64, 128, 256; but 32 in named sets. Paper: 128.")
 @setting("--channels", type=click.Choice([1, 3]), help="Of a folder of images: RGB, or grey.")
 @setting("--fit", type=click.Choice(["crop", "pad"]), help="Cut a folder's images to squares, or frame them in black.")
-@setting("--labels", metavar="FILE", help="CSV or JSON with the class of each image; else folders are classes.")
+@click.option("--labels", metavar="FILE", show_default="folders are classes", help="CSV or JSON: each image's class.")
 @setting("--skip-unreadable/--no-skip-unreadable", help="Leave damaged images of a folder out.")
 @click.option("--strict", is_flag=True, show_default=False, help="Refuse a folder that holds anything but images.")
 @setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")

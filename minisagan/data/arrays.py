@@ -95,6 +95,8 @@ def _npz(path):
     try:
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is none; a data set is a folder of images or of IDX files, or an .npz")
             file.seek(0)
             with np.load(file, allow_pickle=False) as found:  # reading runs no code
                 arrays = {name: found[name] for name in ("images", "labels", "classes") if name in found}

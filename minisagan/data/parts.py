@@ -30,7 +30,10 @@ def claim(path, wait):
 
 
 def sweep(folder, owner, mine):
-    """Delete the parts in `folder` that nobody writes: all of `owner` but `mine`, and others' after a day."""
+    """Delete the parts in `folder` that nobody writes: all of `owner` but `mine`, and others' after a day.
+
+    And the journals that were left when their parts got their names.
+    """
     for path in folder.glob("*.part"):
         journal = path.with_suffix(".journal")
         with suppress(OSError), open(path, "r+b") as file:
@@ -38,6 +41,9 @@ def sweep(folder, owner, mine):
             if path != mine and _lock(file, block=False) and (old or owner_of(journal) == owner):
                 path.unlink()
                 journal.unlink(missing_ok=True)
+    for journal in folder.glob("*.journal"):
+        if not journal.with_suffix(".part").exists():
+            journal.unlink(missing_ok=True)
 
 
 def owner_of(journal):
