@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -111,6 +112,40 @@ def test_missing_data_is_exit_code_3_and_leaves_no_run(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_container_without_a_home_works_without_a_cache(tmp_path, photos):
+    nobody = (
+        "import pathlib, os; [os.environ.pop(k, None) for k in ('HOME', 'XDG_CACHE_HOME', 'MINISAGAN_DATA')]; "
+        "import pwd; pwd.getpwuid = lambda uid: {}[uid]; "
+    )
+
+    def told(*args, code=0):
+        with start(*args, extra=nobody, text=True) as child:
+            stdout, stderr = child.communicate(timeout=100)
+        assert child.returncode == code and "internal" not in stderr, stderr
+        return stdout + stderr
+
+    told("train", *SMALL, "--steps", 0, "--out", tmp_path / "a")
+    pets = "--dataset", photos / "pets", "--size", 32, *SMALL, "--steps", 0
+    assert "note: no cache in the home folder" in told("train", *pets, "--out", tmp_path / "b")
+    says = told("train", "--dataset", "mnist", "--out", tmp_path / "c", code=3)
+    assert "no home folder to look for it" in says and "--data-dir" in says
+    assert "none: no home folder; $MINISAGAN_DATA names another" in told("doctor")
+
+
+def test_a_folder_name_that_is_no_utf8_goes_in_and_comes_out(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    with start("train", *SMALL, "--steps", 1, "--out", name) as child:
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0 and stdout.startswith(b"caf\xe9: all 1 steps") and b"drawn-digits, 64" in stderr
+    for command in (["report"], ["sample", "-o", f"{name}.png"], ["inspect"], ["inspect", "--json"]):
+        with start(*command, name) as child:
+            stdout, stderr = child.communicate(timeout=60)
+        assert (child.returncode, stderr) == (0, b""), command
+    assert "caf?" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    with start("sample", name + "no") as child:
+        assert child.communicate(timeout=60)[1].startswith(b"Error: caf\\udce9no: no such run")
+
+
 def test_debug_shows_a_traceback_and_keeps_the_exit_code():
     result = CliRunner().invoke(cli, ["--debug", "train", "--steps", "-1"])
     assert result.exit_code == 2 and result.stderr.startswith("Traceback")
@@ -181,6 +216,23 @@ def test_what_train_says_and_leaves(tmp_path):
     assert "--force needs --out" in refused("train", "--force")
 
 
+@pytest.mark.parametrize("out", ["x y", "-x", "it's", "sub/x"])
+def test_what_it_says_to_go_on_with_works_from_where_it_was_said(out, photos, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINISAGAN_TRAIN_OUT", out)  # as somebody's script may have it
+    for name in ("pets", "data"):
+        (tmp_path / name).symlink_to(photos / name)
+    given = "--dataset", "pets", "--data-dir", "data", "--size", 32, *SMALL, "--steps", 1
+    stdout = minisagan("train", *given)[0]
+    for step in (2, 4):
+        program, *args = shlex.split(stdout.splitlines()[-1].removeprefix("go on:"))
+        assert program == "minisagan" and "data" in args
+        stdout = minisagan(*args[:-1], step)[0]
+        assert f"all {step} steps are done" in stdout
+    draw = next(line for line in stdout.splitlines() if line.startswith("draw more:"))
+    minisagan(*shlex.split(draw.removeprefix("draw more:"))[1:])
+    assert (tmp_path / "samples.png").is_file()
+
+
 def test_zero_steps_make_a_run_to_go_on_with():
     stdout, _ = minisagan("train", *SMALL, "--steps", 0, "--out", "x")
     assert "--resume x --steps 1000" in stdout
@@ -196,9 +248,9 @@ def test_minutes_end_a_training_in_good_order():
 
 def test_resume_refuses_by_name_what_would_change_the_run(run):
     log = (run / "log.jsonl").read_bytes()
-    line = refused("train", "--resume", run, "--steps", 9, "--width", 16, "--lr-d", 1e-3, "--attention", "none",
+    line = refused("train", "--resume", run, "--steps", 9, "--width", 16, "--beta2", 0.5, "--attention", "none",
                    "--unconditional", "--dataset", "photos", "--batch-size", 8)
-    for words in ("width 16 (the run has 8)", "lr-d 0.001 (the run has 0.0008)", "attention None (the run has 16)",
+    for words in ("width 16 (the run has 8)", "beta2 0.5 (the run has 0.9)", "attention None (the run has 16)",
                   "conditional False (the run has True)", "photos (the run has drawn-digits)"):
         assert words in line
     assert "steps" not in line and "batch" not in line
@@ -219,7 +271,7 @@ def test_conditional_needs_classes(photos):
     assert not Path("x").exists()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
     args = "train", *SMALL, "--steps", 100_000, "--out", tmp_path / "x"
     with start(*args) as child:
@@ -232,6 +284,30 @@ def test_a_signal_finishes_the_step_and_saves(number, code, tmp_path):
     assert facts["step"] == step >= 1
     assert {path.name for path in (tmp_path / "x").iterdir()} >= {"progress.gif", "curves.png"}
     assert (tmp_path / "x" / "samples" / f"step-{step:08d}.png").is_file()
+
+
+def test_a_terminal_that_closes_is_sighup_and_what_it_shows_is_lost_alone(tmp_path):
+    master, slave = pty.openpty()
+    lead = {"preexec_fn": lambda: fcntl.ioctl(slave, termios.TIOCSCTTY), "start_new_session": True}
+    args = "train", *SMALL, "--steps", 100_000, "--out", tmp_path / "x"
+    with start(*args, stdin=slave, stdout=slave, stderr=slave, **lead) as child:
+        os.close(slave)
+        seen = b""
+        while b"step" not in seen:
+            seen += os.read(master, 1000)
+        os.close(master)
+        assert child.wait(60) == 129
+    assert json.loads(minisagan("inspect", "x", "--json")[0])["step"] >= 1
+    assert {path.name for path in (tmp_path / "x").iterdir()} >= {"progress.gif", "curves.png"}
+
+
+def test_under_nohup_a_terminal_that_closes_is_nothing(tmp_path):
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with start("train", *SMALL, "--steps", 20, "--out", tmp_path / "x", preexec_fn=ignore) as child:
+        assert b"64 images" in child.stderr.readline() and b"step 1/" in child.stderr.readline()
+        child.send_signal(signal.SIGHUP)
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0 and b"all 20 steps are done" in stdout and b"finishing" not in stderr
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

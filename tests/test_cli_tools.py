@@ -17,6 +17,7 @@ from minisagan.commands import cli, hardware
 from minisagan.config import Architecture
 from minisagan.models import Generator
 from minisagan.run import checkpoint
+from minisagan.run import folder as runs
 from minisagan.selfcheck.table import Case
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
@@ -52,6 +53,22 @@ def test_a_folder_of_samples_holds_the_same_images(run, tmp_path):
         assert all(np.array_equal(iio.imread(file), image) for file, image in zip(files, known["images"], strict=True))
     assert "is there already" in refused("sample", run, "-o", "made")
     assert len(list((tmp_path / "made").iterdir())) == 12
+
+
+@pytest.mark.parametrize("args", [
+    *(["sample", "-o", f"no/such/{name}"] for name in ("x.npz", "x.png", "x/")),
+    *(["interpolate", "-o", f"no/such/x.{suffix}"] for suffix in ("gif", "png")),
+    *(["attention", flag, f"no/such/x.{suffix}"] for flag, suffix in (("-o", "png"), ("--gif", "gif"))),
+    ["report", "-o", "no/such/x.html"],
+    ["sample", "-o", "/proc/x.npz"],
+    ["interpolate", "-o", "x.d/x.gif"],
+], ids=" ".join)  # fmt: skip
+def test_where_output_cannot_go_is_found_before_the_work(args, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_generator", lambda *_: pytest.fail("it went to work"))
+    (tmp_path / "x.d").write_text("no folder")
+    line = refused(args[0], run, *args[1:], code=1)
+    assert f"{args[2].rstrip('/')}" in line and ": not written: " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["x.d"]
 
 
 def test_a_grid_has_a_row_for_each_class(run):

@@ -1,6 +1,7 @@
 """`minisagan evaluate`, and what a run keeps of measurements on its way."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -191,8 +192,9 @@ def test_folders_of_one_class_gone_or_changed(tmp_path):
 def test_a_run_that_can_not_be_written(copy, monkeypatch):
     (copy / "evaluation.json").unlink(missing_ok=True)
     (copy / "evaluation.json").mkdir()
-    line = refused("evaluate", copy, "--count", 150, code=1)
-    assert f"{copy / 'evaluation.json'}: not written: " in line
+    stdout, stderr = minisagan("evaluate", copy, "--count", 150, code=1)
+    assert re.search(r"Frechet distance +\d", stdout) and "Written" not in stdout
+    assert stderr.startswith(f"Error: {copy / 'evaluation.json'}: not written: ") and stderr.count("\n") == 1
 
 
 # On the way

@@ -105,3 +105,15 @@ def test_attention_walkthrough(run):
         assert float(difference) < 1e-5
     assert float(re.search(r"\|x\|: (\S+) in all", printed)[1]) > 0.01
     assert printed.count("within") == 2
+
+
+def test_faults(run):
+    printed = run("faults.py", "--kills", 5, "--flips", 500)
+    counts = re.findall(r"^(\w[^:]*): .* (\d+) of (\d+)$", printed, re.M)
+    assert [what.split()[0] for what, *_ in counts] == ["killed", "bits", "inputs", "full", "two"]
+    assert all(survived == tried for _, survived, tried in counts)
+    assert int(counts[0][2]) == 5 and int(counts[1][2]) >= 500 and int(counts[2][2]) == len(codes(printed)) >= 20
+
+
+def codes(printed):
+    return re.findall(r"^       +([0-5])  (?:train|sample), ", printed, re.M)

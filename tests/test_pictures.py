@@ -3,6 +3,9 @@
 import contextlib
 import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,6 +235,42 @@ def test_gif_of_20_grids_of_digits_stays_below_a_megabyte(tmp_path):
     assert sheets[0].shape == (578, 578, 1)
     write_gif(tmp_path / "a.gif", sheets, 200, captions=[f"step {k}" for k in range(20)])
     assert os.path.getsize(tmp_path / "a.gif") < 1e6
+
+
+def test_gif_of_files_is_the_gif_of_their_pictures(tmp_path):
+    frames = [noise(20, 30, 3, seed=k) for k in range(3)]
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    for file, frame in zip(files, frames, strict=True):
+        write_png(file, frame)
+    write_gif(tmp_path / "a.gif", frames, 100)
+    write_gif(tmp_path / "b.gif", files, 100)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif_is_scaled_down_until_it_is_small_enough(tmp_path, monkeypatch, channels):
+    frames = [noise(120, 160, channels, seed=k) for k in range(5)]
+    captions = [f"step {k}" for k in range(5)]
+    monkeypatch.setattr(pictures, "LARGEST", 30_000)
+    write_gif(tmp_path / "a.gif", frames, 100, captions=captions)
+    shown, durations, _ = film_of(tmp_path / "a.gif")
+    assert 15_000 < os.path.getsize(tmp_path / "a.gif") <= 30_000 and durations == [100] * 5
+    h, w = shown[0].shape[0] - 28, shown[0].shape[1]  # the captions' letters are as they were
+    assert 40 < h < 120 and 1.2 < w / h < 1.45
+
+
+def test_gif_of_many_large_pictures_takes_little_memory(tmp_path):
+    for k in range(2):
+        write_png(tmp_path / f"{k}.png", noise(1600, 1600, 3, seed=k))
+    code = (
+        "import resource\nfrom pathlib import Path\nfrom minisagan.look.pictures import write_gif\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = peak()\nwrite_gif('a.gif', [Path(f'{k % 2}.png') for k in range(81)], 400)\nprint(peak() - before)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parents[2])}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=-1, check=True)
+    assert int(run.stdout) < 200  # MiB; the 40 frames alone would be 300
+    assert os.path.getsize(tmp_path / "a.gif") <= 10 << 20
 
 
 @contextlib.contextmanager

@@ -241,8 +241,11 @@ def gone(pid):
     return not os.path.exists(f"/proc/{pid}")
 
 
+ENDS = [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+
+
 @forks
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("number, code", ENDS)
 def test_no_process_outlives_a_training(tmp_path, number, code):
     train, fork = begun(tmp_path / "run")
     if number == signal.SIGKILL:

@@ -17,6 +17,7 @@ from command_line import ROOT, minisagan
 from minisagan import cpu, data
 from minisagan.config import Architecture, Config
 from minisagan.errors import DataError, Diverged, Fault, UsageError
+from minisagan.judge import classifier
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
 from minisagan.train import Training
@@ -101,7 +102,7 @@ def test_resumed_with_more_steps(whole, tmp_path):
         assert (tmp_path / "a" / picture).read_bytes() == (whole / picture).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     advance = Training.advance
 
@@ -120,7 +121,7 @@ def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     assert contents(tmp_path / "a") == contents(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_by_a_signal_before_the_run_is_open(number, tmp_path, monkeypatch):
     def signalled(*_, **__):
         os.kill(os.getpid(), number)  # as when a classifier is trained for --evaluate-every
@@ -194,6 +195,125 @@ def test_a_damaged_configuration_is_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     assert "not the config.json of a run" in minisagan("train", "--config", "config.json", "--out", "a", code=3)[1]
     assert not (tmp_path / "a").exists()
+
+
+# Gone on with otherwise, begun otherwise
+
+SMALL = "--width", 8, "--batch-size", 8
+
+
+def test_other_rates_hold_from_there_on_and_are_recorded(tmp_path):
+    minisagan("train", *SMALL, "--steps", 2, "--out", "a")
+    minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 4)
+    minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 5)  # now it is the run's own
+    about = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 8e-4, 5)
+    assert about["changes"] == [{"after_step": 2, "was": {"lr_g": 4e-4}, "is": {"lr_g": 1e-5}}]
+    assert [(r["step"], r.get("lr_g")) for r in runs.read_log(tmp_path / "a")][2:] == [(3, 1e-5), (4, None), (5, None)]
+    for flag, value in (("--width", 16), ("--batch-size", 16), ("--dataset", "mnist")):
+        assert f"another {flag[2:]} {value}" in minisagan("train", "--resume", "a", flag, value, code=2)[1]
+    assert "does not replay" in minisagan("train", "--config", "a/config.json", "--steps", 0, "--out", "b")[1]
+
+
+def test_another_runs_weights_are_taken_as_far_as_they_fit(tmp_path):
+    minisagan("train", *SMALL, "--steps", 2, "--out", "a")
+    args = "--init-from", "a", "--batch-size", 8, "--steps", 0
+    stderr = minisagan("train", *args, "--unconditional", "--lr-d", 1e-4, "--out", "b")[1]
+    was, now = (checkpoint.load(runs.find(tmp_path / name))[0] for name in "ab")
+    line = next(line for line in stderr.splitlines() if "; new are " in line)
+    new = line.split("; new are ")[1].split(", ")
+    known = [name for name in now if name.startswith(("G.", "D.", "average."))]
+    assert line.startswith(f"{len(known) - len(new)} of {len(known)} tensors are those of a/checkpoints/step-00000002")
+    assert "G.up8.norm1.gain" in new and "G.up8.conv1.w" not in new
+    for name in known:
+        same = name in was and was[name].shape == now[name].shape
+        assert same == (name not in new) and (not same or name.endswith((".u", ".mean", ".var"))
+                                              or np.array_equal(was[name], now[name])), name  # fmt: skip
+    assert not now["adam_g.m"].any() and now["adam_g.t"] == 0
+    about = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert about["init_from"]["step"] == 2 and about["init_from"]["new"] == new
+    assert about["config"]["architecture"]["width"] == 8 and about["config"]["lr_d"] == 1e-4
+    minisagan("train", "--resume", "b", "--steps", 1)
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["init_from"] == about["init_from"]
+    assert "none of its weights fit" in minisagan("train", *args, "--width", 24, "--out", "c", code=2)[1]
+    assert "--init-from is for new runs" in minisagan("train", "--resume", "b", "--init-from", "a", code=2)[1]
+    assert not (tmp_path / "c").exists()
+
+
+def pets(folder, count=300):
+    images = np.random.RandomState(0).randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    for i, image in enumerate(images):
+        path = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        iio.imwrite(path, image)
+    return folder
+
+
+def test_data_that_moved_are_found_where_they_are_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINISAGAN_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "STEPS", 1)
+    monkeypatch.setattr(loop, "EVALUATED", 130)
+    pets(tmp_path / "pets", 700)
+    minisagan("train", "--dataset", "pets", "--size", 32, *SMALL, "--steps", 1, "--out", "a")
+    (tmp_path / "pets").rename(tmp_path / "animals")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a").rename(tmp_path / "elsewhere" / "a")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in (["train", "--resume", "a"], ["evaluate", "a", "--count", 130]):
+        assert "are not there; --dataset names" in minisagan(*command, code=3)[1]
+    assert "training a classifier" in minisagan("evaluate", "a", "--count", 130, "--dataset", "../animals")[1]
+    minisagan("train", "--resume", "a", "--dataset", "../animals")  # nothing to do but to learn the place
+    about = json.loads(Path("a/config.json").read_text())
+    assert about["config"]["dataset"] == str(tmp_path / "animals")
+    minisagan("evaluate", "a", "--count", 130)  # whose checkpoint says otherwise
+    minisagan("train", "--resume", "a", "--steps", 2)
+    (tmp_path / "animals").rename(tmp_path / "beasts")
+    stderr = minisagan("evaluate", "a", "--count", 130, "--dataset", "../beasts")[1]
+    assert "training a classifier" not in stderr  # that of the same images is there
+    (tmp_path / "beasts").rename(tmp_path / "animals")
+    iio.imwrite(tmp_path / "animals" / "cat" / "0.png", np.zeros((32, 32, 3), np.uint8))
+    assert "not the data that a was" in minisagan("train", "--resume", "a", "--dataset", "../animals", code=3)[1]
+
+
+def test_a_newest_checkpoint_that_is_cut_short_is_named_and_the_one_before_taken(tmp_path):
+    train(new(tmp_path / "a"))
+    last = tmp_path / "a" / "checkpoints" / "step-00000006.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    says = f"note: cannot be read: {last.name} in a/checkpoints; going on from step-00000004.safetensors\n"
+    assert minisagan("sample", "a", "--count", 1)[1] == says
+    stderr = minisagan("train", "--resume", "a")[1]
+    assert stderr.startswith(says) and stderr.count("note") == 1
+    assert minisagan("sample", "a", "--count", 1)[1] == ""
+
+
+def test_a_checkpoint_is_due_by_the_clock_too(tmp_path, monkeypatch):
+    saved, save = [], loop.Run.save
+    monkeypatch.setattr(loop.Run, "save", lambda self: (saved.append(self.training.step), save(self)))
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    for minutes, steps in ((10, [0, 4, 7]), (0, [0, 7])):
+        saved.clear()
+        folder = tmp_path / str(minutes)
+        options = loop.Options(0, 0, checkpoint_minutes=minutes)
+        with loop.Run.create(folder, replace(CONFIG, steps=7), data.load("drawn-digits"), options) as run:
+            while run.advance():
+                now[0] += 250
+            run.finish()
+        assert saved == steps
+    assert "--checkpoint-minutes" in minisagan("train", "-h")[0]
+
+
+def test_of_two_starts_at_once_each_gets_a_folder(tmp_path, monkeypatch):
+    init = loop.Run.__init__
+
+    def late(self, *args, **kwargs):
+        (tmp_path / "runs" / "drawn-digits").mkdir(parents=True)  # as another start does meanwhile
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop.Run, "__init__", late)
+    stdout = minisagan("train", *SMALL, "--steps", 0)[0]
+    assert stdout.startswith("runs/drawn-digits-2: ") and "--resume runs/drawn-digits-2 " in stdout
+    assert files(tmp_path / "runs" / "drawn-digits") == []
 
 
 # Other processes, other files

@@ -1,11 +1,13 @@
 """The command line: `minisagan COMMAND`, a module of this folder for each command, imported when it is called.
 
 What goes wrong ends here, as one line on stderr and an exit code: 0 done, 1 failure, 2 usage, 3 data, 4 diverged,
-5 a gradient check failed, 130 and 143 stopped by Ctrl-C and SIGTERM. Results go to stdout, all else to stderr.
+5 a gradient check failed, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM. Results go to stdout, all else to
+stderr.
 
 Nothing here may import NumPy: `minisagan --help` and the shell's completion are to be there at once.
 """
 
+import contextlib
 import importlib
 import sys
 import traceback
@@ -49,6 +51,8 @@ class Commands(click.Group):
     def main(self, args=None, prog_name=None, **kwargs):
         """Run a command line (default: the process's own), and exit with its code."""
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        with contextlib.suppress(AttributeError):  # there may be no stdout
+            sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no UTF-8: it goes out as it is
         try:
             code = super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:  # what click makes of a KeyboardInterrupt

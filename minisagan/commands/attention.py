@@ -32,9 +32,10 @@ MEASURED = 256  # images that the measures and the causal test are taken over
 @click.option("--gif", metavar="FILE", help="Write a film, too: the same at each checkpoint that the run has kept.")
 @click.option("--metrics", type=click.IntRange(1), metavar="N", show_default="not measured",
               help="Evaluate N images of the generator, too, with gamma and without, as minisagan evaluate does.")
+@click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the real images lie.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
-def command(run, network, count, classes, seed, points, output, gif, metrics, data_dir, as_json):
+def command(run, network, count, classes, seed, points, output, gif, metrics, dataset, data_dir, as_json):
     """Show what self-attention looks at in RUN, a run's folder (its newest checkpoint) or a checkpoint file.
 
     For each of a few images, with points marked in it, the picture has a map for each point: how much the output there
@@ -57,10 +58,10 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     if network == "generator":
         inputs = _noise(net, max(count, MEASURED), chosen, seed)
     else:
-        inputs = _real(runs.load_data(config, about, run, data_dir), max(count, MEASURED), chosen, seed)
+        inputs = _real(runs.load_data(config, about, run, data_dir, dataset), max(count, MEASURED), chosen, seed)
     shown = [None if x is None else x[:count] for x in inputs]
     captions = None if chosen is None else [names[k] for k in shown[1]]
-    judge = Judge(runs.load_data(config, about, run, data_dir), metrics, seed, data_dir) if metrics else None
+    judge = Judge(runs.load_data(config, about, run, data_dir, dataset), metrics, seed, data_dir) if metrics else None
 
     where = np.broadcast_to(asked, (count, len(asked), 2)) if asked else None
     picture, where = attention_maps.figure(net, shown, where, size, captions)

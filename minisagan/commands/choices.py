@@ -1,9 +1,11 @@
 """What several commands let one choose: classes by name or number, points by coordinates, files by their suffix."""
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
-from minisagan.errors import UsageError
+from minisagan.errors import Fault, UsageError
 
 
 def classes(text, names, known):
@@ -41,8 +43,20 @@ def points(texts, size):
 
 
 def check_suffix(flag, file, *suffixes):
-    """UsageError if the name of a file to write has none of the suffixes; its suffix."""
+    """UsageError if the name of a file to write has none of the suffixes, Fault if its place refuses; its suffix."""
     suffix = Path(file).suffix
     if suffix not in suffixes:
         raise UsageError(f"{flag} {file}: the name of this file has to end in {' or '.join(suffixes)}")
+    if Path(file).is_dir():
+        raise Fault(f"{file}: not written: it is a folder")
+    check_place(file)
     return suffix
+
+
+def check_place(path):
+    """Fault if nothing can be written to `path`: better now than after the work."""
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+            pass
+    except OSError as error:
+        raise Fault(f"{path}: not written: {error.strerror}") from error

@@ -30,7 +30,8 @@ def command():
     click.echo(f"cores            {os.cpu_count()}, used by threads: {cpu.threads()}")
     obstacle = hardware.use()
     click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {obstacle or f'used as {cuda.describe()}'}")
-    click.echo(f"data folder      {where}{'' if where.is_dir() else ' (not there yet)'}")
+    there = "none: no home folder; $MINISAGAN_DATA names another" if where is None else where
+    click.echo(f"data folder      {there}{' (not there yet)' if where and not where.is_dir() else ''}")
     for name in data.NAMES:
         click.echo(f"  {name:14} {_found(name, where)}")
     results = list(selfcheck.run(SELF_TEST))
@@ -64,6 +65,8 @@ def _version(package):
 def _found(name, where):
     if name == "drawn-digits":
         return "needs no file"
+    if where is None:
+        return "not there: no data folder"
     files = [cifar.FILE, cifar.MEMBERS["train"][0]]
     path = locate(where, name, files if name == "cifar10" else idx.spellings("train-images-idx3-ubyte"))
     return path or "not there: train downloads it"

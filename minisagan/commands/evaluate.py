@@ -18,10 +18,11 @@ ROW = "{:28}{:>12}{:>12}"
 @click.argument("run")
 @click.option("--count", type=click.IntRange(1), default=10_000, help="How many images to draw and measure.")
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
+@click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the data set lies.")
 @click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
-def command(run, count, seed, data_dir, threads, as_json):
+def command(run, count, seed, dataset, data_dir, threads, as_json):
     """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.
 
     The images are those that minisagan sample draws, spread evenly over the classes. They are compared with the test
@@ -30,7 +31,7 @@ def command(run, count, seed, data_dir, threads, as_json):
     """
     cpu.set_threads(threads)
     generator, config, about, file = runs.load_generator(run)
-    judge = Judge(runs.load_data(config, about, run, data_dir), count, seed, data_dir)
+    judge = Judge(runs.load_data(config, about, run, data_dir, dataset), count, seed, data_dir)
     classes = config.architecture.classes
     images, asked = draw(generator, count, range(classes) if classes else None, seed, about["image_size"])
     found, floor = judge.measure(images, asked), judge.floor()
@@ -55,14 +56,16 @@ def command(run, count, seed, data_dir, threads, as_json):
             "features": judge.features.shape[1],
         },
     }
-    written = runs.write_evaluation(file, facts)
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        _show(facts, written)
+        _show(facts)
+    written = runs.write_evaluation(file, facts)  # last: if that fails, the numbers are there all the same
+    if written and not as_json:
+        click.echo(f"Written to {written}")
 
 
-def _show(facts, written):
+def _show(facts):
     net, name = facts["classifier"], Path(facts["dataset"]).name
     click.echo(f"{facts['checkpoint']}: {facts['count']:,} images of seed {facts['seed']}\n")
     click.echo(ROW.format("", "generated", "real"))
@@ -74,5 +77,3 @@ def _show(facts, written):
         f"classifier {net['hash']}, which names {net['accuracy']:.2%} of {net['tested']:,} test images right.\n"
         f"Real: {facts['train_count']:,} training images against the same; score and accuracy of the test images."
     )
-    if written:
-        click.echo(f"Written to {written}")

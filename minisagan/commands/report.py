@@ -19,13 +19,14 @@ def command(run, output):
     The page holds all it shows and can be moved, mailed, and read offline. What minisagan evaluate measured last is in
     it, too.
     """
-    output = Path(output or Path(run, "report.html"))
-    choices.check_suffix("-o", output, ".html")
+    if output or Path(run).is_dir():  # of what is no run, the page says so
+        output = Path(output or Path(run, "report.html"))
+        choices.check_suffix("-o", output, ".html")
     text = report.page(run)
     temp = output.with_name(output.name + ".tmp")
     try:
         try:
-            temp.write_text(text, encoding="utf-8")
+            temp.write_text(text, encoding="utf-8", errors="replace")  # of a file's name that is no UTF-8
             os.replace(temp, output)
         finally:
             temp.unlink(missing_ok=True)  # after the replace there is none

@@ -48,6 +48,7 @@ def _writer(output):
         raise UsageError(f"-o {output}: not .png, .npz or the name of a folder (NAME/)")
     if not suffix and Path(output).exists() and not (Path(output).is_dir() and not any(Path(output).iterdir())):
         raise UsageError(f"-o {output} is there already: name a new folder")
+    choices.check_place(output)
     return {".png": _write_grid, ".npz": _write_arrays, "": _write_folder}[suffix]
 
 

@@ -7,12 +7,12 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, count
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from minisagan import cpu, data
 from minisagan.commands import hardware
@@ -24,6 +24,8 @@ from minisagan.run import folder as runs
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
 VARYING = {"size", "channels"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
+NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from", "strict": "--strict"}
+RATES = ("lr_g", "lr_d")  # which a resumed run may change
 ARCHITECTURE = ("width", "attention", "attention_form", "spectral_norm", "init")
 
 
@@ -67,17 +69,21 @@ def setting(flag, **kwargs):
               help="Steps between pictures, 0 for none.")
 @click.option("--checkpoint-every", type=click.IntRange(0), default=loop.Options().checkpoint_every,
               help="Steps between checkpoints, 0 for none.")
+@click.option("--checkpoint-minutes", type=click.FloatRange(0), default=loop.Options().checkpoint_minutes,
+              help="Minutes between checkpoints at most, 0 for no such limit.")
 @click.option("--keep", type=click.IntRange(1), default=loop.Options().keep, help="How many checkpoints stay.")
 @click.option("--evaluate-every", type=click.IntRange(0), default=loop.Options().evaluate_every,
               help="Steps between measurements, 0 for none. RUN/best is then the best checkpoint.")
 @click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
+@click.option("--init-from", metavar="RUN",
+              help="Begin with the weights of this run, as far as they fit. Its networks' options are the defaults.")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
 @click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
 @hardware.gpu_options
 def command(
-    data_dir, out, minutes, sample_every, checkpoint_every, keep, evaluate_every, resume, force, replay, threads, where,
-    graph, tf32, strict, **given
+    data_dir, out, minutes, sample_every, checkpoint_every, checkpoint_minutes, keep, evaluate_every, resume, init_from,
+    force, replay, threads, where, graph, tf32, strict, **given
 ):  # fmt: skip
     """Train a GAN on a data set, or go on with a run.
 
@@ -86,7 +92,8 @@ def command(
     minisagan train --dataset mnist --minutes 10
     minisagan train --resume runs/mnist --steps 4000
 
-    A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops.
+    A run is a folder: pictures of samples, checkpoints, a log, config.json. Ctrl-C saves before it stops, as does a
+    terminal that closes.
     """
     where = hardware.choose(where, tf32)
     on = {"gpu": where != "cpu", "graph": graph, "processes": None}
@@ -100,19 +107,22 @@ def command(
         given["labels"] = os.path.abspath(given["labels"])
     if "attention" in given:
         given["attention"] = _level(given["attention"])
-    options = sample_every, checkpoint_every, keep, evaluate_every
+    options = sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes
     if resume:
-        for flag, value in {"--out": out, "--force": force, "--config": replay, "--strict": strict}.items():
-            if value:
+        for name, flag in NEW.items():  # one from the environment is for the new runs that are begun there
+            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
                 raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
         config = _refuse_differences(resume, given)
-        opened = loop.Run.resume(resume, given.get("steps"), data_dir, options, **on)
+        rates = {name: given[name] for name in RATES if name in given}
+        opened = loop.Run.resume(resume, given.get("steps"), data_dir, options, given.get("dataset"), rates, **on)
     else:
         if force and not out:
             raise UsageError("--force needs --out, the folder of the run to replace")
+        if init_from:
+            given = _networks(init_from, given) | given
         config, dataset = _configure(given, data_dir, replay, strict)
-        folder = out or _free_folder(config.dataset)
-        opened = loop.Run.create(folder, config, dataset, options, force, data_dir, **on)
+        folder = out or Path("runs", Path(config.dataset).name)
+        opened = loop.Run.create(folder, config, dataset, options, force, data_dir, not out, init_from, **on)
 
     with ended_at_once(), hardware.memory(config.batch_size), opened as run, interrupts() as caught:
         _introduce(run, where)
@@ -169,6 +179,8 @@ def _read(path):
     """The Config in a config.json, and what that says about the data."""
     try:
         about = json.loads(Path(path).read_text())
+        if isinstance(about, dict) and about.keys() & {"init_from", "changes"}:
+            click.echo(f"note: {path} alone does not replay its run: see init_from and changes in it", err=True)
         return Config.from_dict(about["config"]), about["data"]
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
@@ -176,22 +188,28 @@ def _read(path):
         raise DataError(f"{path}: not the config.json of a run: {error}") from error
 
 
-def _free_folder(dataset):
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is not there yet."""
-    name = Path(dataset).name
-    names = chain([name], (f"{name}-{k}" for k in count(2)))
-    return next(folder for folder in (Path("runs", name) for name in names) if not folder.exists())
+def _networks(run, given):
+    """The options of a run's networks that do not follow from the data; of a folder's images, their size does not."""
+    file = runs.find(run)
+    architecture = runs.read_config(checkpoint.read_metadata(file), file).architecture
+    free = (*ARCHITECTURE, *(["size"] if given.get("dataset", data.NAMES[0]) not in data.NAMES else []))
+    return {name: getattr(architecture, name) for name in free}
 
 
 def _refuse_differences(run, given):
-    """The run's Config; UsageError, naming each, for options other than `steps` that are not the run's own."""
+    """The run's Config; UsageError, naming each, for options that are not the run's own and may not change.
+
+    Steps and rates may, and the place of data that have no name of ours: whether they are the same, their hashes tell.
+    """
     file = runs.find(run)
     config = runs.read_config(checkpoint.read_metadata(file), file)
     has = config.to_dict() | config.to_dict()["architecture"] | {"conditional": config.architecture.classes > 0}
+    named = {given.get("dataset"), config.dataset} & set(data.NAMES)
+    may_change = {"steps", *RATES} | (set() if named else {"dataset"})
     differences = [
         f"{name.replace('_', '-')} {value} (the run has {has[name]})"
         for name, value in given.items()
-        if name != "steps" and value != has[name]
+        if value != has[name] and name not in may_change
     ]
     if differences:
         raise UsageError(f"{run} can't go on with another {', '.join(differences)}: leave that out, or start a new run")
@@ -199,15 +217,12 @@ def _refuse_differences(run, given):
 
 
 @contextmanager
-def ended_at_once():
-    """SIGINT and SIGTERM raise: until a run is open there is nothing to finish, but something to clean up."""
-
-    def end(number, frame):
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+def handled(handler):
+    """Inside, `handler` sees to SIGINT, SIGTERM and SIGHUP; but under nohup, which ignores SIGHUP, that stays so."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -215,24 +230,34 @@ def ended_at_once():
             signal.signal(number, handler)
 
 
+def ended_at_once():
+    """The signals raise: until a run is open there is nothing to finish, but something to clean up."""
+
+    def end(number, frame):
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    return handled(end)
+
+
 @contextmanager
 def interrupts():
-    """Yields a list, to which the first SIGINT or SIGTERM is appended; a second SIGINT interrupts at once."""
+    """Yields a list, to which the first of the signals is appended; a later SIGINT interrupts at once."""
     caught = []
 
     def note(number, frame):
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
-        with suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(2, b"\nfinishing this step and saving; Ctrl-C (again) quits at once\n")
+        for stream, text in (1, b""), (2, b"\nfinishing this step and saving; Ctrl-C (again) quits at once\n"):
+            try:
+                os.write(stream, text)  # not print: the signal may have come in the middle of one
+            except OSError:  # a terminal that is closed: what is written from here on may go nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(note):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _introduce(run, where):
@@ -249,7 +274,7 @@ def _introduce(run, where):
 def _conclude(run, moved, why, data_dir):
     """On stdout: where the run is, and what can be done with it."""
     folder, step, steps = run.folder, run.training.step, run.training.config.steps
-    quoted = shlex.quote(str(folder))
+    quoted = shlex.quote(f"./{folder}" if str(folder).startswith("-") else str(folder))
     more = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
     best = runs.best(folder)
     best = f"  best        {folder / 'best'}: {best[1].name}, Frechet distance {best[0]:.2f}\n" if best else ""

@@ -10,7 +10,7 @@ import numpy as np
 from minisagan.data import arrays, cifar, folder, idx
 from minisagan.data.batches import batch, batch_indices, crop, to_uint8
 from minisagan.data.folder import Reading
-from minisagan.errors import UsageError
+from minisagan.errors import DataError, UsageError
 
 __all__ = ["Dataset", "Reading", "batch", "batch_indices", "crop", "data_folder", "load", "to_uint8"]
 
@@ -58,9 +58,15 @@ class Dataset:
 
 
 def data_folder(data_dir=None):
-    """Where data sets lie: `data_dir`, else $MINISAGAN_DATA, else minisagan in the user's cache folder."""
+    """Where data sets lie: `data_dir`, else $MINISAGAN_DATA, else minisagan in the user's cache folder.
+
+    None without a home folder, as in a container for a user that it does not know.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(data_dir or os.environ.get("MINISAGAN_DATA") or Path(cache, "minisagan")).expanduser()
+    try:
+        return Path(data_dir or os.environ.get("MINISAGAN_DATA") or Path(cache, "minisagan")).expanduser()
+    except RuntimeError:
+        return None
 
 
 def is_path(name):
@@ -91,6 +97,10 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
         raise UsageError(f"{name}: only of a folder of images can fit, labels or skip-unreadable be chosen")
     if named and size not in (None, SIZES[0]):
         raise UsageError(f"{name} has size {SIZES[0]}, not {size}: only folders of images are scaled")
+    if where is None and name != "drawn-digits" and not is_path(name):
+        raise DataError(
+            f"{name}: no home folder to look for it or to put it: name another by --data-dir or $MINISAGAN_DATA"
+        )
     if name == "drawn-digits":
         dataset = Dataset(name, *_draw(split))
     elif name == "cifar10":

@@ -52,9 +52,9 @@ def load(root, size, where, how=Reading()):  # noqa: B008
 
     DataError names bad files.
     """
-    cache, shape = where / "folder-cache", (size, size, how.channels or 3)
+    cache, shape = where and where / "folder-cache", (size, size, how.channels or 3)
     try:
-        found = scan(root, skip=(cache, where / "classifiers"))
+        found = scan(root, skip=(cache, where / "classifiers") if where else ())
         listed = labels.read(how.labels, found.root, found.files) if how.labels else None
         files = [file for file in found.files if listed is None or file in listed]
         key = pixels.key(found.root, files, shape, how.fit)
@@ -72,7 +72,7 @@ def load(root, size, where, how=Reading()):  # noqa: B008
             found.passed.append(f"{file} (a link to nowhere)")
     kept = [file for k, file in enumerate(files) if k not in left]
     unlisted = [file for file in found.files if listed is not None and file not in listed]
-    _refuse(root, how, kept, bad, no_images, unlisted, cache / f"{key}-unreadable.txt")
+    _refuse(root, how, kept, bad, no_images, unlisted, cache and cache / f"{key}-unreadable.txt")
     tops = [_class(file) for file in kept] if listed is None else [listed[file] for file in kept]
     if None in tops and any(tops):
         raise DataError(f"{root}: images both in it and in its folders; move the ones or the others away")
@@ -106,7 +106,7 @@ def _refuse(root, how, kept, bad, no_images, unlisted, listing):
 
 def _listed(bad, path):
     """Where all of them are named, if they are many."""
-    if len(bad) > NAMED:
+    if path and len(bad) > NAMED:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"".join(os.fsencode(f"{file}\t{why}\n") for file, why in bad.items()))

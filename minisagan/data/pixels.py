@@ -30,10 +30,10 @@ CHUNK = 256  # images decoded between two lines of progress
 def load(cache, name, root, files, shape, fit, good):
     """(images (N, *shape) uint8, {number of a file that gave none: why}, sha256) of the `files` in `root`.
 
-    From the folder `cache`, where `name` is their `key`, or by decoding. If those without pixels are not `good`, images
-    are None, and nothing is kept: they are to be refused.
+    From the folder `cache` (None: there is none), where `name` is their `key`, or by decoding. If those without pixels
+    are not `good`, images are None, and nothing is kept: they are to be refused.
     """
-    return _cached(cache, name, shape) or _decoded(cache, name, root, files, shape, fit, good)
+    return (cache and _cached(cache, name, shape)) or _decoded(cache, name, root, files, shape, fit, good)
 
 
 def key(root, files, shape, fit):
@@ -60,10 +60,13 @@ def _cached(cache, name, shape):
 
 def _decoded(cache, name, root, files, shape, fit, good):
     """What `load` gives, by decoding: into the cache if that can be written, else into memory."""
-    path, owner = cache / f"{name}.part", os.fsencode(root.resolve()).hex()
-    journal = path.with_suffix(".journal")
+    owner = os.fsencode(root.resolve()).hex()
     wait = lambda: print(f"note: another process is reading {root}: waiting for it", file=sys.stderr)
     try:
+        if not cache:
+            raise OSError("there is none; $MINISAGAN_DATA names another folder")
+        path = cache / f"{name}.part"
+        journal = path.with_suffix(".journal")
         cache.mkdir(parents=True, exist_ok=True)
         parts.sweep(cache, owner, path)
         with parts.claim(path, wait) as file:
@@ -87,7 +90,7 @@ def _decoded(cache, name, root, files, shape, fit, good):
             _remove(file, path, journal)
         return found
     except OSError as error:
-        print(f"note: no cache in {cache} ({error}): the images stay in memory", file=sys.stderr)
+        print(f"note: no cache in {cache or 'the home folder'} ({error}): the images stay in memory", file=sys.stderr)
         memory = BytesIO()
         left, sha256 = _decode_all(root, files, shape, fit, memory, StringIO(), owner)
         count, start = len(files) - len(left), len(_header(0, shape))

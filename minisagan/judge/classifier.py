@@ -130,9 +130,12 @@ def obtain(dataset, data_dir=None):
     """
     net = Classifier(dataset.size, dataset.channels, len(dataset.classes))
     name = f"{Path(dataset.name).name}-{_key(dataset)}.safetensors"
-    kept = data.data_folder(data_dir) / "classifiers" / name
+    where = data.data_folder(data_dir)
+    kept = where and where / "classifiers" / name
+    if kept and not kept.is_file():  # the images' folder may have had another name
+        kept = next(kept.parent.glob(f"*-{_key(dataset)}.safetensors"), kept)
     for path in (SHIPPED / name, kept):
-        if path.is_file():
+        if path and path.is_file():
             try:
                 tensors, about = checkpoint.load(path)
                 checkpoint.match({key: x.astype(np.float32) for key, x in tensors.items()}, net.state())
@@ -141,10 +144,12 @@ def obtain(dataset, data_dir=None):
                 raise DataError(f"{error}; delete {path}: the classifier is then trained anew") from error
             return net.eval()
     parts = splits(dataset, data_dir)
-    print(f"training a classifier of {dataset.name}, once: it is kept as {kept}", file=sys.stderr)
+    kind = f"once: it is kept as {kept}" if kept else "which is not kept: no home folder; $MINISAGAN_DATA names another"
+    print(f"training a classifier of {dataset.name}, {kind}", file=sys.stderr)
     train(net, *parts)
     try:
-        _keep(net, kept)
+        if kept:
+            _keep(net, kept)
     except (OSError, Fault) as error:
         print(f"note: the classifier is not kept ({error})", file=sys.stderr)
     return net

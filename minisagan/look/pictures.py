@@ -6,6 +6,7 @@ What is marked has the colours of Okabe and Ito (2008), which colour-blind reade
 """
 
 import contextlib
+import io
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ GREYS = ((np.arange(256) + 8) // 17 * 17).astype(np.uint8)  # the nearest of 16 
 GAP, GAP_GREY = 2, 128  # pixels between the images of a grid, and their value
 LINE, SMALL = 18, 12  # pixels: a line of text above or below an image, and its letters
 FRAMES, COLOURS = 40, 64  # of a film: the most that it gets, if not asked for more
+WIDEST, LARGEST = 768, 10 << 20  # of a film: pixels of its longer side, bytes
 INK = "#333333"  # of letters
 _font = lru_cache(ImageFont.load_default)  # by size in pixels
 FONTS = (  # where a system has them, for what the font that comes with Pillow lacks: nearly all beyond ASCII
@@ -68,7 +70,7 @@ def grid(images, columns, scale=None, names=None, heads=None, captions=None):
 
 def write_png(path, image):
     """Writes uint8 (H, W, C), all or nothing; Fault if the folder is absent or read-only, or has no space."""
-    _put(path, _checked(image, 3), extension=".png")
+    _put(path, png(image))
 
 
 def read_png(path):
@@ -82,17 +84,43 @@ def read_png(path):
 def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES):
     """Writes frames uint8 (H, W, C), all of one shape, as a film that never ends; Fault as in `write_png`.
 
-    Of more than `most` frames so many are kept, first and last among them. Each is shown for `milliseconds` (a GIF has
-    tens), the last one for `last`; equal neighbours become one. `captions`, one text for each frame, are
-    written below. To keep the file small there are 16 greys, or 64 colours chosen for the whole film.
+    A frame may be the path of a picture, too: it is read and scaled down before the next one is. Of more than `most`
+    so many are kept, first and last among them. Each is shown for `milliseconds` (a GIF has tens), the last one for
+    `last`; equal neighbours become one. `captions`, one text for each frame, are written below. To keep the file small
+    there are 16 greys, or 64 colours chosen for the whole film; no side is longer than WIDEST; and all frames are
+    scaled down until the file has LARGEST bytes at most.
     """
     kept = np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)
-    film = _few_colours(_checked(np.stack([frames[k] for k in kept]), 4))  # (N, H, W, C)
-    if captions is not None:
-        film = _captioned(film, [captions[k] for k in kept])
-    durations = [milliseconds] * (len(film) - 1) + [milliseconds if last is None else last]
-    durations = durations if len(film) > 1 else durations[0]  # as Pillow wants it
-    _put(path, film, extension=".gif", is_batch=True, duration=durations, loop=0)
+    frames, captions = [_shrunk(_read(frames[k]), WIDEST) for k in kept], captions and [captions[k] for k in kept]
+    durations = [milliseconds] * (len(frames) - 1) + [milliseconds if last is None else last]
+    while len(film := _film(frames, captions, durations)) > LARGEST and (side := max(frames[0].shape)) > 8:
+        side = int(side * max(0.3, 0.95 * (LARGEST / len(film)) ** 0.5))
+        for k, x in enumerate(frames):  # one by one: each large one goes when its small one is there
+            frames[k] = _shrunk(x, side)
+    _put(path, film)
+
+
+def _read(frame):
+    return _checked(frame if isinstance(frame, np.ndarray) else read_png(frame), 3)
+
+
+def _shrunk(x, side):
+    """A picture (H, W, C), scaled down until neither side is above `side` pixels."""
+    h, w, c = x.shape
+    if max(h, w) <= side:
+        return x
+    size = [max(1, n * side // max(h, w)) for n in (w, h)]
+    return np.asarray(_image(x).resize(size, Image.Resampling.LANCZOS, reducing_gap=1.5)).reshape(*size[::-1], c)
+
+
+def _film(frames, captions, durations):
+    """The bytes of a GIF."""
+    palette = _palette(frames)
+    images = (_indexed(x, palette, captions and (captions[k], captions)) for k, x in enumerate(frames))
+    file, first = io.BytesIO(), next(images)
+    durations = durations if len(durations) > 1 else durations[0]  # as Pillow wants it
+    first.save(file, "GIF", save_all=True, append_images=images, duration=durations, loop=0)
+    return file.getvalue()
 
 
 def _checked(x, ndim):
@@ -103,17 +131,17 @@ def _checked(x, ndim):
 
 def png(image):
     """The bytes of a PNG file of uint8 (H, W, C)."""
-    return _encoded(_checked(image, 3), extension=".png")
+    x = _checked(image, 3)
+    return iio.imwrite("<bytes>", x[..., 0] if x.shape[-1] == 1 else x, plugin="pillow", extension=".png")
 
 
-def _encoded(x, **options):
-    x = x[..., 0] if x.shape[-1] == 1 else x  # so imageio wants its greys
-    return iio.imwrite("<bytes>", x, plugin="pillow", **options)
+def _image(x):
+    """uint8 (H, W, C) as Pillow wants its greys and colours."""
+    return Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
 
 
-def _put(path, x, **options):
+def _put(path, data):
     """A kill leaves the old file or the new one. (No fsync: what a power cut takes can be drawn again.)"""
-    data = _encoded(x, **options)
     temp = Path(f"{path}.tmp")
     try:
         temp.write_bytes(data)
@@ -125,22 +153,35 @@ def _put(path, x, **options):
             temp.unlink()
 
 
-def _few_colours(film):
-    if film.shape[-1] == 1:
-        return GREYS[film]
-    sample = np.linspace(0, film.size // 3 - 1, 20_000).astype(int)
-    palette = Image.fromarray(film.reshape(1, -1, 3)[:, sample]).quantize(COLOURS, kmeans=1)
-    few = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in film]
-    return np.stack([np.asarray(image.convert("RGB")) for image in few])
+def _palette(frames):
+    """Colours for frames like these (H, W, C): uint8 (K, 3), the 16 greys of GREYS last; greys need no others."""
+    greys = np.unique(GREYS)[:, None].repeat(3, 1)
+    if frames[0].shape[-1] == 1:
+        return greys
+    at = np.linspace(0, frames[0].size // 3 - 1, -(-20_000 // len(frames))).astype(int)
+    sample = np.concatenate([x.reshape(-1, 3)[at] for x in frames])
+    few = Image.fromarray(sample[None]).quantize(COLOURS, kmeans=1).getpalette("RGB")
+    return np.concatenate([np.array(few, np.uint8).reshape(-1, 3)[:COLOURS], greys])
 
 
-def _captioned(film, captions):
-    """The film with a white strip and a caption below each frame, and widened if a caption needs it."""
-    w, c = film.shape[2:]
-    width = max(w, 16 + max(length(text, 16) for text in captions))
-    film = np.pad(film, ((0, 0), (0, 0), (0, width - w), (0, 0)), constant_values=255)
-    strips = [GREYS[strip(28, width, c, 16, "lm", [(8, 14, text)])] for text in captions]
-    return np.concatenate([film, strips], axis=1)
+def _indexed(x, palette, caption=None):
+    """x (H, W, C) in these colours, as an image of Pillow's, with a white strip below for a caption of several."""
+    offset = len(palette) - 16  # of the greys
+    if x.shape[-1] == 1:
+        x = GREYS[x[..., 0]] // 17
+    else:
+        colours = Image.new("P", (1, 1))
+        colours.putpalette(palette[:offset].tobytes())
+        x = np.asarray(_image(x).quantize(palette=colours, dither=Image.Dither.NONE))  # (H, W)
+    if caption:
+        text, all_of_them = caption
+        width = max(x.shape[1], 16 + max(length(each, 16) for each in all_of_them))  # of all frames
+        x = np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=offset + 15)
+        below = GREYS[strip(28, width, 1, 16, "lm", [(8, 14, text)])[..., 0]] // 17
+        x = np.concatenate([x, below + np.uint8(offset)])
+    image = Image.fromarray(x)
+    image.putpalette(palette.tobytes())
+    return image
 
 
 def length(text, size):

@@ -82,7 +82,7 @@ class Forks:
     def _serve(self, number, pairs, work):
         """A fork's whole life: it never returns."""
         try:
-            for each in (signal.SIGINT, signal.SIGTERM):  # sent to all of the terminal: the first sees to it
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all: the first process sees to it
                 signal.signal(each, signal.SIG_IGN)
             self._become(number, pairs)
             keep = sorted(peer.fileno() for peer in self.peers)

@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,13 @@ def find(path):
     return newest
 
 
+def note_unreadable(file):
+    """Say on stderr which checkpoints, by name newer than `file`, the newest readable one, are passed over."""
+    bad = sorted(path.name for path in file.parent.glob("step-*.safetensors") if path.name > file.name)
+    if bad:
+        print(f"note: cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}", file=sys.stderr)
+
+
 def read_config(about, file):
     """The Config in a checkpoint's metadata; DataError if there is none that this version understands."""
     lacks = {"step", "config", "data", "versions", "seconds", "log_bytes"} - about.keys()
@@ -60,8 +69,11 @@ def load_discriminator(path):
 
 def _load(path, kind, prefix):
     file = find(path)
+    if Path(path).is_dir():
+        note_unreadable(file)
     tensors, about = checkpoint.load(file)
     config = read_config(about, file)
+    config = replace(config, dataset=place_now(config, file))
     network = kind(config.architecture)
     wanted = {f"{prefix}.{name}": p.data for name, p in network.parameters().items()}
     wanted |= {f"{prefix}.{name}": buffer for name, buffer in network.buffers().items()}
@@ -69,17 +81,56 @@ def _load(path, kind, prefix):
     return network.eval(), config, json.loads(about["data"]), file
 
 
-def load_data(config, then, run, data_dir=None):
-    """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same."""
-    if data.is_path(config.dataset) and not Path(config.dataset).exists():
-        raise DataError(f"{config.dataset}: the folder of images that {run} was trained on is not there")
-    size = config.architecture.size if config.dataset not in data.NAMES else None
-    dataset = data.load(config.dataset, data_dir, size=size, how=config.reading())
+def load_data(config, then, run, data_dir=None, place=None):
+    """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same.
+
+    They lie at `place`, if that is given: where they were moved to.
+    """
+    name = place or config.dataset
+    if not (data.is_path(name) and data.is_path(config.dataset)) and name != config.dataset:
+        raise UsageError(f"--dataset {name}: {run} was trained on {config.dataset}")
+    if data.is_path(name) and not Path(name).exists():
+        raise DataError(
+            f"{name}: the images that {run} was trained on are not there; --dataset names where they are now"
+        )
+    size = config.architecture.size if name not in data.NAMES else None
+    dataset = data.load(name, data_dir, size=size, how=config.reading())
     now = about_data(dataset)
-    if config.dataset != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
-        changed = _difference(then, now)
-        raise DataError(f"{config.dataset}: not the data that {run} was trained on: {changed}")
+    if name != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
+        raise DataError(f"{name}: not the data that {run} was trained on: {_difference(then, now)}")
     return dataset
+
+
+def place_now(config, file):
+    """Where the data of this checkpoint lie by the config.json of its run, which learns if they are moved."""
+    try:
+        now = json.loads((folder_of(file) / "config.json").read_text())["config"]["dataset"]
+    except (OSError, TypeError, ValueError, KeyError):  # it lies in no run, or config.json is not readable
+        now = config.dataset
+    return config.dataset if config.dataset in data.NAMES or now in data.NAMES else str(now)
+
+
+def take_weights(path, training):
+    """Copies the networks of a run or checkpoint into a new Training, as far as they fit; what config.json keeps of it.
+
+    Says on stderr what does not fit. UsageError if nothing does.
+    """
+    file = find(path)
+    if Path(path).is_dir():
+        note_unreadable(file)
+    tensors, about = checkpoint.load(file)
+    read_config(about, file)
+    wanted = {name: x for name, x in training.state().items() if name.startswith(("G.", "D.", "average."))}
+    alike = lambda name, x: name in tensors and (tensors[name].shape, tensors[name].dtype) == (x.shape, x.dtype)
+    fits = [name for name, x in wanted.items() if alike(name, x)]
+    left = [name for name in wanted if name not in fits]
+    if not any(name.endswith(".w") for name in fits):
+        raise UsageError(f"--init-from {path}: none of its weights fit these networks; --width or --size may differ")
+    for name in fits:
+        wanted[name][...] = np.asarray(tensors[name], like=wanted[name])
+    new = f"; new are {', '.join(left)}" if left else ""
+    print(f"{len(fits)} of {len(wanted)} tensors are those of {file}{new}", file=sys.stderr)
+    return {"checkpoint": str(file), "step": int(about["step"]), "new": left}
 
 
 def best(folder):

@@ -1,6 +1,7 @@
 """A training in its folder: the loop of its steps, and what is due between them."""
 
 import contextlib
+import itertools
 import json
 import shutil
 import time
@@ -32,6 +33,7 @@ class Options(NamedTuple):
     checkpoint_every: int = 500
     keep: int = 3
     evaluate_every: int = 0
+    checkpoint_minutes: float = 10  # by the clock, beside the steps: a step may take long
 
 
 class Run:
@@ -53,17 +55,24 @@ class Run:
         if self.options.evaluate_every:
             self.judge = Judge(training.dataset, EVALUATED, training.config.seed, data_dir)
         self.started = time.monotonic() - seconds
-        self.saved = None  # the step of the last checkpoint of this process
+        self.saved, self.saved_at = None, time.monotonic()  # the step and the time of the last checkpoint
+        self.notes = {}  # what config.json says beside config, data and versions
+        self.news = {}  # what the next line of the log says beside its numbers
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, folder, config, dataset, options=(), force=False, data_dir=None, **where):
+    def create(
+        cls, folder, config, dataset, options=(), force=False, data_dir=None, numbered=False, init_from=None, **where
+    ):
         """A new run in an empty or new folder; with `force`, what an older run left there is deleted first.
 
-        Writes config.json and a first checkpoint, so that a disk that refuses does so before step 1.
+        With `numbered` it is FOLDER-2, FOLDER-3, ... if there is a FOLDER: of two starts at once each gets its own.
+        `init_from` is a run or a checkpoint whose weights it begins with, as far as they fit. Writes config.json and a
+        first checkpoint, so that a disk that refuses does so before step 1.
         """
         folder, training = Path(folder), Training(config, dataset, **where)  # what can't be trained leaves no folder
-        new = not folder.exists()
+        notes = {"init_from": runs.take_weights(init_from, training)} if init_from else {}
+        new = numbered or not folder.exists()
         try:
             if not (new or force) and any(path.name != "lock" for path in folder.iterdir()):
                 raise UsageError(
@@ -71,7 +80,11 @@ class Run:
                     "--force replaces it, --out names another folder"
                 )
             run = cls(folder, training, options=options, data_dir=data_dir)
-            folder.mkdir(parents=True, exist_ok=True)
+            run.notes = notes
+            if numbered:
+                run.folder = folder = _next_free(folder)
+            else:
+                folder.mkdir(parents=True, exist_ok=not new)  # not new any more: another start was faster
         except OSError as error:
             raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
         with locked(folder):
@@ -92,10 +105,11 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def resume(cls, path, steps=None, data_dir=None, options=(), **where):
+    def resume(cls, path, steps=None, data_dir=None, options=(), place=None, rates=None, **where):
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
-        What the run wrote after that checkpoint is deleted: it will be written anew.
+        `place`: where the data were moved to. `rates`: the lr_g or lr_d that holds from here on. What the run wrote
+        after that checkpoint is deleted: it will be written anew.
         """
         file = runs.find(path)
         folder = runs.folder_of(file)
@@ -107,19 +121,25 @@ class Run:
             config, step = runs.read_config(about, file), int(about["step"])
             if steps is not None and steps < step:
                 raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
-            dataset = runs.load_data(config, json.loads(about["data"]), folder, data_dir)
-            training = Training(config if steps is None else replace(config, steps=steps), dataset, **where)
+            if Path(path).is_dir():
+                runs.note_unreadable(file)
+            place = place or runs.place_now(config, file)
+            dataset = runs.load_data(config, json.loads(about["data"]), folder, data_dir, place)
+            changed = {name: value for name, value in (rates or {}).items() if value != getattr(config, name)}
+            changed |= {} if steps is None else {"steps": steps}
+            training = Training(replace(config, dataset=dataset.name, **changed), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
             run = cls(folder, training, float(about["seconds"]), options, data_dir)
             run.saved = step
+            run.news = {name: value for name, value in changed.items() if name != "steps"}
             try:
                 runs.clear(folder, runs.STEP_FILES, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
                     log.truncate(min(int(about["log_bytes"]), log.tell()))
                 if training.config != config:
-                    run._describe()
+                    run._describe(config)
             except OSError as error:
                 raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
             yield run
@@ -132,7 +152,7 @@ class Run:
         training, options, count = self.training, self.options, 1
         if training.step >= training.config.steps:
             return None
-        if cuda.on_gpu(training.losses) and training.step:
+        if cuda.on_gpu(training.losses) and training.step and not self.news:
             every = LOG_EVERY, options.sample_every, options.checkpoint_every, options.evaluate_every
             count = min(training.config.steps - training.step, *(n - training.step % n for n in every if n))
         try:
@@ -147,12 +167,14 @@ class Run:
             record |= self.evaluate()
             before = runs.best(self.folder)
             better = before is None or record["frechet"] < before[0]
-        if self._due(LOG_EVERY) or training.step == 1 or "frechet" in record:
-            record |= measure(training)
+        if self._due(LOG_EVERY) or training.step == 1 or "frechet" in record or self.news:
+            record |= measure(training) | self.news
             self._log(record)
+            self.news = {}
         if self._due(self.options.sample_every):
             self.sample()
-        if self._due(self.options.checkpoint_every) or better:
+        late = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
+        if self._due(options.checkpoint_every) or better or late:
             self.save()
         return record
 
@@ -166,8 +188,8 @@ class Run:
         if not self.picture().exists():
             self.sample()
         frames = runs.sampled(self.folder)
-        images, captions = [pictures.read_png(path) for _, path in frames], [f"step {step}" for step, _ in frames]
-        pictures.write_gif(self.folder / "progress.gif", images, 400, last=2000, captions=captions)
+        files, captions = [path for _, path in frames], [f"step {step}" for step, _ in frames]
+        pictures.write_gif(self.folder / "progress.gif", files, 400, last=2000, captions=captions)
         plot.curves(self.folder / "curves.png", runs.read_log(self.folder))
 
     def save(self):
@@ -185,7 +207,7 @@ class Run:
         checkpoint.save(checkpoint.path_of(folder, training.step), training.state(), about)
         kept = runs.best(self.folder)
         checkpoint.prune(folder, self.options.keep, kept and kept[1])
-        self.saved = training.step
+        self.saved, self.saved_at = training.step, time.monotonic()
 
     def evaluate(self):
         """Metric -> number, of EVALUATED images; always of the same latents and classes."""
@@ -209,10 +231,18 @@ class Run:
         names = training.dataset.classes[:rows] if arch.classes else None
         pictures.write_png(self.picture(), pictures.grid(images, 10, names=names))
 
-    def _describe(self):
-        config, dataset = self.training.config, self.training.dataset
+    def _describe(self, before=None):
+        """Write config.json; `before`: the Config of a resumed run until now."""
+        config, dataset, path = self.training.config, self.training.dataset, self.folder / "config.json"
         about = {"config": config.to_dict(), "data": runs.about_data(dataset), "versions": runs.versions()}
-        runs.write(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
+        if before:
+            with contextlib.suppress(ValueError, TypeError):
+                about = json.loads(path.read_text()) | about
+            if self.news:
+                was = {name: getattr(before, name) for name in self.news}
+                change = {"after_step": self.training.step, "was": was, "is": self.news}
+                about["changes"] = [*about.get("changes", []), change]
+        runs.write(path, json.dumps(about | self.notes, indent=2) + "\n")
 
     def picture(self):
         """Where the samples of the step that was done last are."""
@@ -224,3 +254,11 @@ class Run:
                 log.write(json.dumps(record) + "\n")
         except OSError as error:
             raise Fault(f"{self.folder / 'log.jsonl'}: cannot write the log: {error.strerror}") from error
+
+
+def _next_free(folder):
+    """Make FOLDER, or the first of FOLDER-2, FOLDER-3, ... that is not there yet: of two processes one can."""
+    for path in itertools.chain([folder], (folder.with_name(f"{folder.name}-{k}") for k in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
