@@ -16,6 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO, StringIO
+from itertools import chain
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from minisagan.data.download import progress
 
 RECIPE = 2  # raise it when the same files give other pixels: old caches are then left alone
 CHUNK = 256  # images decoded between two lines of progress
+TASK = 16  # of them, that a thread takes at a time: one by one, small images cost more to hand out than to decode
 
 
 def load(cache, name, root, files, shape, fit, good):
@@ -132,12 +134,13 @@ def _decode_all(root, files, shape, fit, file, journal, owner):
         _begin(journal, owner, [])
     file.truncate(start + done * each)
     file.seek(start + done * each)
-    one = lambda name: decode(os.path.join(root, name), shape[0], fit, shape[2])
+    several = lambda names: [decode(os.path.join(root, name), shape[0], fit, shape[2]) for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let go of Python's lock
         for first in range(len(results), len(files), CHUNK):
             chunk = files[first : first + CHUNK]
             fresh = []
-            for pixels, found in pool.map(one, chunk):
+            tasks = [chunk[k : k + TASK] for k in range(0, len(chunk), TASK)]
+            for pixels, found in chain.from_iterable(pool.map(several, tasks)):
                 if pixels is not None:
                     file.write(pixels)
                 fresh.append([found] if pixels is None else found.hex())
