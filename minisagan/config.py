@@ -80,6 +80,7 @@ class Config:
 
     `ema` is the decay of the running average of G's weights (0: no average); `fall` the share of the steps, at their
     end, in which both learning rates fall linearly to 0; `flip` mirrors half of the images.
+    `fit`, `labels` and `skip_unreadable` say how a folder of images is read, as in data.Reading.
     """
 
     dataset: str = "drawn-digits"
@@ -94,6 +95,9 @@ class Config:
     ema: float = 0.999  # not in the paper
     fall: float = 0.0  # not in the paper
     flip: bool = False
+    fit: str = data.AS_USUAL.fit
+    labels: str | None = data.AS_USUAL.labels
+    skip_unreadable: bool = data.AS_USUAL.skip_unreadable
     architecture: Architecture = field(default_factory=Architecture)
 
     def __post_init__(self):
@@ -112,6 +116,13 @@ class Config:
             if not low <= value < high:  # False for NaN, too
                 below = "" if high == math.inf else f" and below {high}"
                 raise UsageError(f"{name.replace('_', '-')} must be at least {low}{below}, and finite; not {value}")
+
+        self.reading()
+
+    def reading(self, **more):
+        """How the folder of images is read, if the data set is one: the data.Reading; `more`: others of its fields."""
+        fields = {"fit": self.fit, "labels": self.labels, "skip_unreadable": self.skip_unreadable}
+        return data.Reading(**fields | {"channels": self.architecture.channels} | more)
 
     def to_dict(self):
         return asdict(self)
@@ -132,7 +143,8 @@ RECIPES = {  # where a data set's own choice differs from Config's defaults, whi
 
 def recipe(dataset, conditional=True):
     """The Config for a data.Dataset with every choice left to us: sizes, channels and classes are the data's own."""
-    values = dict(RECIPES.get(dataset.name, RECIPES["folder"] if dataset.name not in data.NAMES else {}))
+    like_mnist = dataset.name in data.NAMES or (dataset.size, dataset.channels) == (32, 1)  # small and grey
+    values = dict(RECIPES.get(dataset.name, {} if like_mnist else RECIPES["folder"]))
     classes = len(dataset.classes) if conditional and len(dataset.classes) > 1 else 0
     arch = {"size": dataset.size, "channels": dataset.channels, "classes": classes} | values.pop("architecture", {})
     if arch["size"] == 32:

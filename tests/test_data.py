@@ -7,6 +7,7 @@ import os
 import struct
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copytree
@@ -18,7 +19,8 @@ import pytest
 from PIL import Image
 
 from minisagan import data, rng
-from minisagan.data import Dataset, cifar, download, folder, idx
+from minisagan.data import Dataset, cifar, decode, download, idx
+from minisagan.data import pixels as cache_of_pixels
 from minisagan.errors import DataError, UsageError
 
 
@@ -317,6 +319,15 @@ def test_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, ca
     assert server[1] == [f"/{fault}/file", f"/{fault}/file", "/good/file"]
 
 
+def test_a_killed_downloads_part_is_removed(server, tmp_path):
+    (tmp_path / "set").mkdir()
+    for name, age in (("file.1.part", 10_000), ("file.2.part", 0)):
+        (tmp_path / "set" / name).write_bytes(GOOD)
+        os.utime(tmp_path / "set" / name, (time.time() - age,) * 2)
+    fetch(server, ["good"], tmp_path)
+    assert sorted(os.listdir(tmp_path / "set")) == ["file", "file.2.part"]  # somebody may be writing the young one
+
+
 def test_download_hangs_up_at_the_published_size(server, tmp_path):
     with pytest.raises(DataError, match="more than"):
         fetch(server, ["longer"], tmp_path)
@@ -456,7 +467,7 @@ def test_folder_without_classes(tmp_path):
 def decoded(tmp_path, image, **options):
     path = tmp_path / "one.png"
     image.save(path, **options)
-    pixels, content = folder._decode(path, 32)
+    pixels, content = decode.decode(path, 32)
     assert pixels is not None, content
     assert content == hashlib.sha256(path.read_bytes()).digest()
     return np.frombuffer(pixels, np.uint8).reshape(32, 32, 3)
@@ -506,7 +517,7 @@ def test_folder_is_decoded_once(pets, tmp_path, monkeypatch):
     assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
     pixels = np.array(first.images)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(cache_of_pixels, "decode", lambda *_: pytest.fail("decoded again"))
         again = data.load(str(pets), tmp_path, size=32)
     np.testing.assert_array_equal(again.images, pixels)
     assert again.hashes == first.hashes and again.labels.tolist() == first.labels.tolist()
@@ -550,7 +561,7 @@ def test_unwritable_cache_stays_in_memory(pets, tmp_path, monkeypatch, capsys):
     for where in ("file", "full"):
         with monkeypatch.context() as patch:
             if where == "full":
-                patch.setattr(folder.os, "replace", full)
+                patch.setattr(cache_of_pixels.os, "replace", full)
             dataset = data.load(str(pets), tmp_path / where, size=32)
         assert "the images stay in memory" in capsys.readouterr().err
         np.testing.assert_array_equal(dataset.images, wanted.images)
@@ -570,7 +581,7 @@ def test_bad_images_are_all_named(pets, tmp_path, monkeypatch):
     (pets / "dog" / "cut.bmp").write_bytes(cut[: len(cut) // 2])
     paint(pets / "dog" / "bomb.png", size=(101, 100))
     Image.new("F", (8, 8)).save(pets / "dog" / "float.tif")
-    monkeypatch.setattr(folder, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
     with pytest.raises(DataError) as failure:
         data.load(str(pets), tmp_path)
     line = str(failure.value)

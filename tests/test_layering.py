@@ -16,7 +16,8 @@ ORDER = [
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.conv", "ops.cross_entropy"),
     *("ops.embedding", "ops.hinge", "ops.resample", "ops.spectral", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda"),
-    *("data.download", "data.*", "data", "config"),
+    *("data.download", "data.decode", "data.scan", "data.labels", "data.parts", "data.pixels", "data.idx", "data.*"),
+    *("data", "config"),
     *("gradcheck", "init", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
     *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
@@ -30,10 +31,11 @@ OTHERS = {
     "threadpoolctl": ["cpu"],
     "cupy": ["cuda"],
     "cuda": ["cuda"],
-    "PIL": ["data.folder", "look.pictures", "look.plot"],
+    "PIL": ["data.decode", "look.pictures", "look.plot"],
     "imageio": ["look.pictures"],
     "onnx": ["export"],
     "onnxruntime": ["export"],
+    "pillow_heif": ["data.decode"],
     "click": ["commands", "commands.*"],
 }
 

@@ -580,3 +580,27 @@ def test_notes_stand_below_the_picture_line_by_line(channels):
     first, second, third = shown[20:38], shown[38:56], shown[56:]
     np.testing.assert_array_equal(first, third)
     assert (second == 255).all() and (first < 100).any(0).sum() > 15 and (first[:, -8:] == 255).all()
+
+
+def drawn(text):
+    return pictures.strip(30, 300, 1, 16, "lm", [(8, 15, text)])
+
+
+@pytest.mark.parametrize("fonts", [pictures.FONTS, ()])
+def test_names_beyond_ascii_never_look_alike(monkeypatch, fonts):
+    monkeypatch.setattr(pictures, "FONTS", fonts)
+    for cache in (pictures.letters, pictures._fonts):
+        cache.cache_clear()
+    names = ["Ünï", "Unï", "Uni", "?n?", "\u4e2d\u6587", "\u65e5\u672c", "Ж", "\udcff", "\udcfe", "\U0001f431"]
+    assert len({drawn(name).tobytes() for name in names}) == len(names)
+    np.testing.assert_array_equal(drawn("e\u0301"), drawn("é"))
+    for cache in (pictures.letters, pictures._fonts):
+        cache.cache_clear()
+
+
+def test_a_font_that_has_the_letters_is_taken():
+    if not pictures._fonts(16):
+        pytest.skip("no font with more than ASCII here")
+    assert pictures.letters("Ünï", 16)[0] == "Ünï"
+    assert pictures.letters("\udcff", 16)[0] == "\\udcff"
+    assert pictures.letters("plain", 16)[1] is pictures._font(16)

@@ -8,7 +8,7 @@ import click
 
 from minisagan import __version__, cpu, cuda, data, parity, selfcheck
 from minisagan.commands import hardware
-from minisagan.data import cifar
+from minisagan.data import cifar, idx
 from minisagan.data.download import locate
 
 PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl")
@@ -67,6 +67,6 @@ def _found(name, where):
         return "needs no file"
     if where is None:
         return "not there: no data folder"
-    file = "train-images-idx3-ubyte"
-    path = locate(where, name, [cifar.FILE] if name == "cifar10" else [f"{file}.gz", file])
+    files = [cifar.FILE, cifar.MEMBERS["train"][0]]
+    path = locate(where, name, files if name == "cifar10" else idx.spellings("train-images-idx3-ubyte"))
     return path or "not there: train downloads it"

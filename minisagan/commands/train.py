@@ -23,8 +23,8 @@ from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
-VARYING = {"size"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
-NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from"}
+VARYING = {"size", "channels"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
+NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from", "strict": "--strict"}
 RATES = ("lr_g", "lr_d")  # which a resumed run may change
 WARM_UP, PACE, SAFETY = 3, 20, 0.97  # steps before the pace is measured, and over which; the share that is planned
 ARCHITECTURE = ("width", "attention", "attention_form", "attention_key", "spectral_norm", "init")
@@ -39,7 +39,8 @@ def setting(flag, **kwargs):
 
 
 @click.command(short_help="Train a GAN on a data set, or go on with a run.")
-@setting("--dataset", metavar="NAME", help=f"{', '.join(data.NAMES)}, or a path: a folder of images.")
+@setting("--dataset", metavar="NAME", help=f"{', '.join(data.NAMES)}, emnist-NAME, or a path: a "
+         "folder of images or of IDX files, or an .npz with images and labels.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where data sets lie, or are put.")
 @click.option("--out", metavar="DIR", show_default="runs/NAME, or the next number", help="The new run's folder.")
 @setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
@@ -48,6 +49,11 @@ def setting(flag, **kwargs):
 @setting("--seed", type=int, help="Of all random numbers: weights, noise, the order of the data.")
 @setting("--width", type=int, help="Channels at full resolution. Paper: 64.")
 @setting("--size", type=int, help="Side of the images in pixels: 32, 64, 128, 256; but 32 in named sets. Paper: 128.")
+@setting("--channels", type=click.Choice([1, 3]), help="Of a folder of images: RGB, or grey.")
+@setting("--fit", type=click.Choice(["crop", "pad"]), help="Cut a folder's images to squares, or frame them in black.")
+@click.option("--labels", metavar="FILE", show_default="folders are classes", help="CSV or JSON: each image's class.")
+@setting("--skip-unreadable/--no-skip-unreadable", help="Leave damaged images of a folder out.")
+@click.option("--strict", is_flag=True, show_default=False, help="Refuse a folder that holds anything but images.")
 @setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
 @setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 channels.")
@@ -81,7 +87,7 @@ def setting(flag, **kwargs):
 @hardware.gpu_options
 def command(
     data_dir, out, minutes, sample_every, checkpoint_every, checkpoint_minutes, keep, evaluate_every, resume, init_from,
-    force, replay, threads, where, graph, tf32, **given
+    force, replay, threads, where, graph, tf32, strict, **given
 ):  # fmt: skip
     """Train a GAN on a data set, or go on with a run.
 
@@ -99,8 +105,10 @@ def command(
         raise UsageError(f"--minutes must be above 0, not {minutes}")
     cpu.set_threads(threads)
     given = {name: value for name, value in given.items() if value is not None}
-    if "dataset" in given and given["dataset"] not in data.NAMES:
+    if "dataset" in given and data.is_path(given["dataset"]):
         given["dataset"] = os.path.abspath(given["dataset"])
+    if "labels" in given:
+        given["labels"] = os.path.abspath(given["labels"])
     if "attention" in given:
         given["attention"] = _level(given["attention"])
     options = sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes
@@ -116,7 +124,7 @@ def command(
             raise UsageError("--force needs --out, the folder of the run to replace")
         if init_from:
             given = _networks(init_from, given) | given
-        config, dataset = _configure(given, data_dir, replay)
+        config, dataset = _configure(given, data_dir, replay, strict)
         folder = out or Path("runs", Path(config.dataset).name)
         opened = loop.Run.create(folder, config, dataset, options, force, data_dir, not out, init_from, **on)
 
@@ -166,16 +174,18 @@ def _level(text):
         raise UsageError(f"--attention {text}: neither a resolution nor none") from None
 
 
-def _configure(given, data_dir, replay):
+def _configure(given, data_dir, replay, strict):
     """(Config, Dataset) from the options that were given, then `replay`'s values, then the data set's recipe."""
     base, data_then = _read(replay) if replay else (None, None)
     asked = dict(given)
     architecture = {name: asked.pop(name) for name in ARCHITECTURE if name in asked}
     name = asked.pop("dataset", base.dataset if base else DEFAULTS["dataset"])
     size = asked.pop("size", base.architecture.size if base and name not in data.NAMES else None)
+    then = base if base and base.dataset == name else None  # how this very data set was read
+    channels = asked.pop("channels", then and then.architecture.channels)
     conditional = asked.pop("conditional", None)
-    Config(**asked)  # refuses bad numbers before anything is downloaded
-    dataset = data.load(name, data_dir, size=size)
+    how = replace(then or Config(), **asked).reading(channels=channels, strict=strict)  # bad numbers are refused here
+    dataset = data.load(name, data_dir, size=size, how=how)
     if conditional and len(dataset.classes) < 2:
         raise UsageError(f"--conditional: {dataset.name} has only one class")
     if conditional is None:
@@ -185,6 +195,7 @@ def _configure(given, data_dir, replay):
     if base and base.dataset == dataset.name != DEFAULTS["dataset"] and data_then != runs.about_data(dataset):
         click.echo(f"note: {dataset.name} has changed since {replay} was written", err=True)
     base = base or own
+    asked |= {"fit": how.fit, "labels": how.labels, "skip_unreadable": how.skip_unreadable}
     asked |= {"dataset": dataset.name, "architecture": replace(base.architecture, **facts, **architecture)}
     return replace(base, **asked), dataset
 

@@ -2,19 +2,21 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from minisagan.data import cifar, folder, idx
+from minisagan.data import arrays, cifar, folder, idx
 from minisagan.data.batches import batch, batch_indices, crop, to_uint8
+from minisagan.data.folder import Reading
 from minisagan.errors import DataError, UsageError
 
-__all__ = ["Dataset", "batch", "batch_indices", "crop", "data_folder", "load", "to_uint8"]
+__all__ = ["Dataset", "Reading", "batch", "batch_indices", "crop", "data_folder", "load", "to_uint8"]
 
 NAMES = ("drawn-digits", "mnist", "fashion-mnist", "kmnist", "cifar10")  # or a path to a folder of images
 SIZES = (32, 64, 128, 256)
+AS_USUAL = Reading()
 
 DRAWN = {"train": (20_000, 0), "test": (10_000, 1)}  # count and seed; 20,000 take a second
 
@@ -27,6 +29,7 @@ class Dataset:
     labels   (N,) int64 in [0, len(classes))
     classes  the names of the classes
     hashes   file -> sha256 of what was read: a run records them
+    skipped  names of damaged images that were left out
     """
 
     name: str
@@ -34,11 +37,12 @@ class Dataset:
     labels: np.ndarray
     classes: tuple
     hashes: dict
+    skipped: tuple = ()
 
     @property
     def size(self):
-        """The networks' image size: 32 for 28x28 digits, otherwise the images' own."""
-        return max(SIZES[0], self.image_size)
+        """The networks' image size: the images' own, or the next larger one that networks have (32 for 28)."""
+        return next(size for size in SIZES if size >= self.image_size)
 
     @property
     def image_size(self):
@@ -65,36 +69,54 @@ def data_folder(data_dir=None):
         return None
 
 
-def load(name, data_dir=None, split="train", size=None):
-    """The data set called `name` (one of NAMES), or the folder of images at that path, as a Dataset.
+def is_path(name):
+    """Whether the name of a data set is a path: anything but NAMES and emnist-..., which lies in the data folder."""
+    return name not in NAMES and not name.startswith("emnist-")
 
-    A folder has no splits, so it is only ever "train"; `size`, one of SIZES, is asked of folders alone (64 if
-    not said): the named sets are 32. To read a folder that bears the name of a set, write ./name.
+
+def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
+    """The data set called `name` (one of NAMES), or what lies at that path, as a Dataset.
+
+    At a path lies a folder of images, or of IDX files (arrays.py), or an .npz file; it is only ever "train". `size`,
+    one of SIZES, and `how`, a Reading, are asked of folders of images alone (64 if not said): other sets have their
+    own. To read a folder that bears the name of a set, write ./name.
     Raises UsageError for what cannot be asked, DataError for files that are missing or damaged.
     """
     where = data_folder(data_dir)
     if split not in ("train", "test"):
         raise UsageError(f"no split {split!r}: a data set has train and test")
-    if name in NAMES:
-        if size not in (None, SIZES[0]):
-            raise UsageError(f"{name} has size {SIZES[0]}, not {size}: only folders of images are scaled")
-        if name == "drawn-digits":
-            return Dataset(name, *_draw(split))
-        if where is None:
-            raise DataError(
-                f"{name}: no home folder to look for it or to put it: name another by --data-dir or $MINISAGAN_DATA"
-            )
-        if name == "cifar10":
-            return Dataset(name, *cifar.load(where, split))
-        return Dataset(name, *idx.load(name, where, split))
-    if not Path(name).is_dir():
-        raise UsageError(f"{name}: neither a data set ({', '.join(NAMES)}) nor a folder of images")
-    if split != "train":
-        raise UsageError(f"{name}: a folder of images has no {split} split; name the folder to use instead")
-    size = size or 64
-    if size not in SIZES:
-        raise UsageError(f"size {size}: images are {', '.join(map(str, SIZES))} pixels wide")
-    return Dataset(str(name), *folder.load(Path(name), size, where))
+    path, named = Path(name), name in NAMES
+    if not named and split != "train":
+        raise UsageError(f"{name}: what lies at a path has no {split} split; name what to use instead")
+    if not named and path.is_dir() and not arrays.is_idx(path):
+        size = size or 64
+        if size not in SIZES:
+            raise UsageError(f"size {size}: images are {', '.join(map(str, SIZES))} pixels wide")
+        return Dataset(str(name), *folder.load(path, size, where, how))
+    if replace(how, channels=None, strict=False) != AS_USUAL:
+        raise UsageError(f"{name}: only of a folder of images can fit, labels or skip-unreadable be chosen")
+    if named and size not in (None, SIZES[0]):
+        raise UsageError(f"{name} has size {SIZES[0]}, not {size}: only folders of images are scaled")
+    if where is None and name != "drawn-digits" and not is_path(name):
+        raise DataError(
+            f"{name}: no home folder to look for it or to put it: name another by --data-dir or $MINISAGAN_DATA"
+        )
+    if name == "drawn-digits":
+        dataset = Dataset(name, *_draw(split))
+    elif name == "cifar10":
+        dataset = Dataset(name, *cifar.load(where, split))
+    elif named:
+        dataset = Dataset(name, *idx.load(name, where, split))
+    elif path.exists() or not is_path(name):
+        dataset = Dataset(str(name), *arrays.load(path, where))
+    else:
+        raise UsageError(
+            f"{name}: neither a data set ({', '.join(NAMES)}) nor a folder of images or of IDX files, nor an .npz file"
+        )
+    for what, asked, has in ("size", size, dataset.size), ("channels", how.channels, dataset.channels):
+        if asked not in (None, has):
+            raise UsageError(f"{name} has {what} {has}, not {asked}: only folders of images are converted")
+    return dataset
 
 
 def _draw(split):

@@ -17,6 +17,8 @@ from minisagan.errors import DataError
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 FILE = "cifar-10-binary.tar.gz"
 KNOWN = (170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")  # bytes, sha256
+RECORD = 1 + 3 * 32 * 32
+BYTES = 10_000 * RECORD  # of a file
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEMBERS = {
     "train": [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
@@ -26,6 +28,8 @@ MEMBERS = {
 
 def load(where, split):
     """(images (N, 32, 32, 3) uint8, labels (N,) int64, classes, hashes); downloads what lacks."""
+    if not locate(where, "cifar10", [FILE]) and locate(where, "cifar10", MEMBERS[split]):
+        return _unpacked(where, split)
     if not locate(where, "cifar10", [FILE]):
         fetch({FILE: KNOWN}, MIRRORS, where / "cifar10")
     path = locate(where, "cifar10", [FILE])
@@ -44,7 +48,25 @@ def load(where, split):
         for member in tar:
             if member.name in MEMBERS[split]:
                 members[member.name] = tar.extractfile(member).read()
-    records = np.frombuffer(b"".join(members[name] for name in MEMBERS[split]), np.uint8)
-    records = records.reshape(-1, 1 + 3 * 32 * 32)
+    return *_arrays([members[name] for name in MEMBERS[split]]), CLASSES, {FILE: sha256}
+
+
+def _unpacked(where, split):
+    """The same from the archive's folder, whose files have no published sha256: right are those of the right length."""
+    files, hashes = [], {}
+    for name in MEMBERS[split]:
+        path = locate(where, "cifar10", [name])
+        try:
+            files.append(path.read_bytes() if path else b"")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        if len(files[-1]) != BYTES or max(files[-1][::RECORD]) >= len(CLASSES):
+            raise DataError(f"{path or name}: missing, or not a file of CIFAR-10's binary version; unpack {FILE} anew")
+        hashes[name] = hashlib.sha256(files[-1]).hexdigest()
+    return *_arrays(files), CLASSES, hashes
+
+
+def _arrays(files):
+    records = np.frombuffer(b"".join(files), np.uint8).reshape(-1, RECORD)
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-    return np.ascontiguousarray(images), records[:, 0].astype(np.int64), CLASSES, {FILE: sha256}
+    return np.ascontiguousarray(images), records[:, 0].astype(np.int64)

@@ -8,6 +8,7 @@ https never goes on as http.
 import hashlib
 import os
 import sys
+import time
 from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, build_opener
@@ -18,9 +19,17 @@ TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
 
 
+TORCHVISION = {  # the folders in which torchvision keeps them
+    "mnist": "MNIST/raw",
+    "fashion-mnist": "FashionMNIST/raw",
+    "kmnist": "KMNIST/raw",
+    "emnist": "EMNIST/raw",
+}
+
+
 def locate(where, name, files):
-    """The first of `files`, names of one thing, in the folder `name` or else right in `where`; or None."""
-    paths = (folder / file for folder in (where / name, where) for file in files)
+    """The first of `files`, names of one thing, in the folder `name`, torchvision's, or right in `where`; or None."""
+    paths = (where / folder / file for folder in (name, TORCHVISION.get(name, name), "") for file in files)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -45,6 +54,9 @@ def _fetch(url, path, size, sha256):
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may fetch it too
     digest, got = hashlib.sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.part"):
+        if time.time() - left.stat().st_mtime > 10 * TIMEOUT:  # who writes one, writes often: this one was killed
+            left.unlink()
     try:
         with build_opener(_NeverToPlainHttp).open(url, timeout=TIMEOUT) as reply, open(part, "wb") as file:
             if reply.headers.get_content_type() == "text/html":

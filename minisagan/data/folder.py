@@ -1,164 +1,154 @@
-"""A folder of images: one folder a class, or images right in it, which are then the one class "all".
+"""A folder of images: one folder a class, or images right in it, which are one class, "all", or have a list of labels.
 
-Every image is turned as its EXIF says, laid over white where it is transparent, made RGB (grey ones too, so a
-folder always has three channels), cropped to its middle square and scaled by Lanczos.
-
-That is done once. The pixels go into a file that later runs map into memory,
-
-    <data folder>/folder-cache/<key>-<sha256>.npy
-
-where the key stands for the list of files (path, size, time of change) and the image size, and the sha256 for
-what was in them. Old ones can be deleted at any time. If the file cannot be written, a note says so and the
-images stay in memory.
+What lies there is scan.py's matter, what becomes of a picture decode.py's. Nothing is left out in silence: what is no
+image is named, and what is damaged is refused, unless the reader was told to go on without it.
 """
 
 import hashlib
+import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from minisagan.data.download import progress
-from minisagan.errors import DataError
+from minisagan.data import labels, pixels
+from minisagan.data.decode import NO_IMAGE
+from minisagan.data.scan import natural, scan
+from minisagan.errors import DataError, UsageError
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 80_000_000  # a small file can claim to be huge; beyond 89 million Pillow warns by itself
-RECIPE = 1  # raise it when the same files give other pixels: old caches are then left alone
-CHUNK = 256  # images decoded between two lines of progress
+EXTENSIONS = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+HEIF = (".heic", ".heif", ".hif")
+NAMED = 5  # files on the screen; if there are more, all stand in a file
 
 
-def load(root, size, where):
-    """(images (N, size, size, 3) uint8, labels (N,) int64, classes, hashes); DataError names bad files."""
+@dataclass(frozen=True)
+class Reading:
+    """How a folder of images is read.
+
+    fit              "crop" to the middle square, or "pad" with black to a square
+    channels         3 (RGB), 1 (grey), or None for what is usual: 3 in a folder of images
+    labels           a CSV or JSON file with the classes, or None: folders are classes
+    skip_unreadable  go on without damaged images
+    strict           refuse a folder that holds anything else than images
+    """
+
+    fit: str = "crop"
+    channels: int | None = None
+    labels: str | None = None
+    skip_unreadable: bool = False
+    strict: bool = False
+
+    def __post_init__(self):
+        if self.fit not in ("crop", "pad"):
+            raise UsageError(f"fit must be crop or pad, not {self.fit!r}")
+        if self.strict and self.skip_unreadable:
+            raise UsageError("--strict refuses what --skip-unreadable leaves out: choose one of them")
+
+
+def load(root, size, where, how=Reading()):  # noqa: B008
+    """(images (N, size, size, C) uint8, labels (N,) int64, classes, hashes, names of the damaged files left out).
+
+    DataError names bad files.
+    """
+    cache, shape = where and where / "folder-cache", (size, size, how.channels or 3)
     try:
-        files, labels, classes = scan(root)
-        key = _key(root, files, size)
+        found = scan(root, skip=(cache, where / "classifiers") if where else ())
+        listed = labels.read(how.labels, found.root, found.files) if how.labels else None
+        files = [file for file in found.files if listed is None or file in listed]
+        key = pixels.key(found.root, files, shape, how.fit)
     except OSError as error:
         raise DataError(f"{root}: cannot be read ({error})") from error
-    cache, shape = where and where / "folder-cache", (len(files), size, size, 3)
-    for path in cache.glob(f"{key}-*.npy") if cache else ():
-        with suppress(OSError, ValueError, EOFError):  # if it is damaged: decode again
-            images = np.load(path, mmap_mode="r")
-            return images, labels, classes, {"images": path.stem.removeprefix(f"{key}-")}
+    good = lambda left: len(left) < len(files) and (how.skip_unreadable or not _damaged(files, left))
+    images, left, sha256 = pixels.load(cache, key, found.root, files, shape, how.fit, good)
 
-    try:
-        if not cache:
-            raise OSError("there is none; $MINISAGAN_DATA names another folder")
-        part = cache / f"{key}.{os.getpid()}.part"
-        cache.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "wb") as file:  # written, not mapped: a full disk is then an error, not a crash
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                sha256 = _decode_all(root, files, size, file.write)
-                file.flush()
-                os.fsync(file.fileno())
-            path = cache / f"{key}-{sha256}.npy"
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        images = np.load(path, mmap_mode="r")
-    except OSError as error:
-        print(f"note: no cache in {cache or 'the home folder'} ({error}): the images stay in memory", file=sys.stderr)
-        pixels = bytearray()
-        sha256 = _decode_all(root, files, size, pixels.extend)
-        images = np.frombuffer(pixels, np.uint8).reshape(shape)
-    return images, labels, classes, {"images": sha256}
-
-
-def scan(root):
-    """The images under `root` in order: (paths relative to it, labels (N,) int64, class names).
-
-    Hidden files and those without an image's extension are passed over; a folder without images is no class.
-    """
-    loose, found = [], {}
-    for name in sorted(name for name in os.listdir(root) if not name.startswith(".")):
-        if (root / name).is_dir():
-            if files := _below(root, name):
-                found[name] = files
-        elif _is_image(name):
-            loose.append(name)
-    if loose and found:
+    bad = _damaged(files, left)
+    no_images = [files[k] for k in left if files[k] not in bad]
+    for file in found.broken:
+        if file.lower().endswith(EXTENSIONS):
+            bad[file] = "a link to nowhere"
+        else:
+            found.passed.append(f"{file} (a link to nowhere)")
+    kept = [file for k, file in enumerate(files) if k not in left]
+    unlisted = [file for file in found.files if listed is not None and file not in listed]
+    _refuse(root, how, kept, bad, no_images, unlisted, cache and cache / f"{key}-unreadable.txt")
+    tops = [_class(file) for file in kept] if listed is None else [listed[file] for file in kept]
+    if None in tops and any(tops):
         raise DataError(f"{root}: images both in it and in its folders; move the ones or the others away")
-    if loose:
-        found = {"all": loose}
-    if not found:
-        raise DataError(f"{root}: no images in it or in its folders; known are {' '.join(EXTENSIONS)}")
-    files = [file for name in found for file in found[name]]
-    labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
-    return files, labels, tuple(found)
+    classes = sorted({top or "all" for top in tops}, key=natural)
+    numbers = {name: k for k, name in enumerate(classes)}
+    _say(root, found, bad, no_images, unlisted, {_class(file) for file in [*bad, *no_images]} - {None, *classes})
+    hashes = {"images": sha256}
+    if how.labels:
+        hashes["labels"] = hashlib.sha256(json.dumps([listed[file] for file in kept]).encode()).hexdigest()
+    return images, np.array([numbers[top or "all"] for top in tops], np.int64), tuple(classes), hashes, tuple(bad)
 
 
-def _below(root, name):
-    files = []
-    for folder, folders, names in os.walk(root / name, onerror=_raise):
-        folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
-        here = os.path.relpath(folder, root)
-        files += [os.path.join(here, file) for file in sorted(names) if _is_image(file)]
-    return files
+def _class(file):
+    return file.split(os.sep)[0] if os.sep in file else None
 
 
-def _is_image(name):
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-
-
-def _raise(error):
-    raise error
-
-
-def _key(root, files, size):
-    digest = hashlib.sha256(f"{RECIPE} {size} ".encode() + os.fsencode(root.resolve()))
-    for file in files:
-        stat = os.stat(root / file)
-        digest.update(b"\0" + os.fsencode(file) + f"\0{stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _decode_all(root, files, size, write):
-    """Hand the pixels of every file to `write`, in order; the sha256 of the files' names and contents."""
-    digest, bad = hashlib.sha256(), []
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), CHUNK):
-            chunk = files[start : start + CHUNK]
-            decoded = pool.map(lambda file: _decode(root / file, size), chunk)
-            for file, (pixels, content) in zip(chunk, decoded, strict=True):
-                if pixels is None:
-                    bad.append(f"{file} ({content})")
-                elif not bad:
-                    write(pixels)
-                    digest.update(os.fsencode(file) + b"\0" + content)
-            progress(f"reading {root}", min(start + CHUNK, len(files)), len(files))
-    if bad:
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+def _refuse(root, how, kept, bad, no_images, unlisted, listing):
+    """DataError if there are damaged images, files that are none but should be, or no images at all."""
+    if bad and not how.skip_unreadable:
+        shown = _some([f"{file} ({why})" for file, why in bad.items()])
         raise DataError(
-            f"{root}: {len(bad)} of {len(files)} images cannot be read: {', '.join(bad[:5])}{more}; "
-            "repair them or take them away"
+            f"{root}: {len(bad)} of {len(bad) + len(kept)} images cannot be read: {shown}; repair them, take them "
+            f"away, or leave them out by --skip-unreadable{_listed(bad, listing)}"
         )
-    return digest.hexdigest()
+    if not kept:
+        seen = f"; {_no_images(no_images)}" if no_images else ""
+        raise DataError(f"{root}: no images in it or in its folders{seen}")
+    if how.strict and (others := [*bad, *no_images, *unlisted]):
+        raise DataError(f"{root}: {_files(others)} would be left out, which --strict forbids: {_some(others)}")
 
 
-def _decode(path, size):
-    """(RGB bytes of the image at `size` x `size`, sha256 of its file), or (None, what is wrong with it)."""
-    try:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-            file.seek(0)
-            image = Image.open(file)
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, not scale them
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode in ("I", "F"):
-                raise ValueError(f"pixels of mode {image.mode} have no known range")
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-            return image.tobytes(), content
-    except UnidentifiedImageError:
-        return None, "not an image"
-    except Exception as error:  # decoders raise whatever they like: a PNG of 10 bytes is a SyntaxError
-        return None, str(error) or type(error).__name__
+def _listed(bad, path):
+    """Where all of them are named, if they are many."""
+    if path and len(bad) > NAMED:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"".join(os.fsencode(f"{file}\t{why}\n") for file, why in bad.items()))
+            return f"; all are named in {path}"
+    return ""
+
+
+def _say(root, found, bad, no_images, unlisted, empty):
+    """What was not taken, a line for each kind."""
+    lines = []
+    if found.splits:
+        taken, others = found.splits
+        lines.append(f"{taken} is its training split" + (f"; not trained on: {', '.join(others)}" if others else ""))
+    if bad:
+        lines.append(f"{_files(bad)} cannot be read, skipped: {_some(bad)}")
+    if no_images:
+        lines.append(_no_images(no_images))
+    if empty:
+        lines.append(f"no image is left of class {_some(sorted(empty))}")
+    if unlisted:
+        lines.append(f"{_files(unlisted)} without a label, left out: {_some(unlisted)}")
+    if found.passed:
+        lines.append(f"passed over: {_some(sorted(found.passed))}")
+    for line in lines:
+        print(f"note: {root}: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+
+
+def _no_images(files):
+    plugin = any(file.lower().endswith(HEIF) for file in files)
+    what = "is no image" if len(files) == 1 else "are no images"
+    return f"{_files(files)} {what} that can be read: {_some(files)}" + ("; pip install pillow-heif" if plugin else "")
+
+
+def _files(files):
+    return f"{len(files)} file{'s' * (len(files) != 1)}"
+
+
+def _some(files):
+    return ", ".join(list(files)[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
+
+
+def _damaged(files, left):
+    """{file: why} of the images that cannot be read; what neither is an image nor is called one is not among them."""
+    named = ((files[k], why) for k, why in left.items())
+    return {file: why for file, why in named if why != NO_IMAGE or file.lower().endswith(EXTENSIONS)}

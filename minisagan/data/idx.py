@@ -1,6 +1,6 @@
 """MNIST and the sets made in its likeness: the IDX format, big-endian (yann.lecun.com/exdb/mnist).
 
-    0 0 type ndim | ndim sizes, 4 bytes each | the values, last axis fastest         type 8: uint8
+    0 0 type ndim | ndim sizes, 4 bytes each | the values, last axis fastest         type 8: uint8, 12: int32
 
 What counts as the published file: the same bytes once unzipped, however they were zipped. Of Fashion-MNIST
 and KMNIST we know the sha256 of the .gz files alone; a copy that was unzipped, or zipped anew, cannot be told
@@ -18,9 +18,10 @@ import zlib
 
 import numpy as np
 
-from minisagan.data.download import fetch, locate
+from minisagan.data.download import TORCHVISION, fetch, locate
 from minisagan.errors import DataError
 
+TYPES = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
 MIRRORS = {
     "mnist": (
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -74,10 +75,10 @@ def load(name, where, split):
     prefix = {"train": "train", "test": "t10k"}[split]
     files = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
     known = dict(zip(files, FILES[name, split], strict=True))
-    missing = [file for file in files if not locate(where, name, (f"{file}.gz", file))]
+    missing = [file for file in files if not locate(where, name, spellings(file))]
     fetch({f"{file}.gz": known[file][:2] for file in missing}, MIRRORS[name], where / name)
 
-    paths = [locate(where, name, (f"{file}.gz", file)) for file in files]
+    paths = [locate(where, name, spellings(file)) for file in files]
     images, images_sha256 = _read(paths[0], 3, name, *known[files[0]][1:])  # (N, 28, 28)
     labels, labels_sha256 = _read(paths[1], 1, name, *known[files[1]][1:])  # (N,)
     if images.shape[1:] != (28, 28) or len(images) == 0:
@@ -90,19 +91,29 @@ def load(name, where, split):
     return images[..., None], labels.astype(np.int64), CLASSES[name], hashes
 
 
-def _read(path, ndim, name, gz_sha256, sha256):
-    """The array in an IDX file, gzipped or not, and its sha256 unzipped; checked as said above."""
+def spellings(file):
+    """The names that people have a file under: zipped or not, train-images-idx3-ubyte or train-images.idx3-ubyte."""
+    return [name + ending for name in (file, file.replace("-idx", ".idx")) for ending in (".gz", "")]
+
+
+def read(path):
+    """(the bytes of a file, the same unzipped)."""
     try:
         data = path.read_bytes()
         # The bytes tell, not the name: some browsers unzip what they download.
-        raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        return data, gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it to download it anew") from error
+
+
+def _read(path, ndim, name, gz_sha256, sha256):
+    """The array in an IDX file, gzipped or not, and its sha256 unzipped; checked as said above."""
+    data, raw = read(path)
     array = parse(raw, ndim, path)
     raw_sha256 = hashlib.sha256(raw).hexdigest()
     found, expected = (raw_sha256, sha256) if sha256 else (hashlib.sha256(data).hexdigest(), gz_sha256)
     if found != expected:
-        if sha256 or path.parent.absolute().name != name:
+        if sha256 or not path.parent.absolute().as_posix().endswith((f"/{name}", f"/{TORCHVISION[name]}")):
             raise DataError(
                 f"{path}: not the published {name} file (sha256 {found}, expected {expected}); "
                 "delete it to download it anew, or put images of your own into a folder of images"
@@ -111,12 +122,12 @@ def _read(path, ndim, name, gz_sha256, sha256):
     return array, raw_sha256
 
 
-def parse(raw, ndim, path):
-    """The uint8 array of `ndim` axes that the bytes of an IDX file spell; `path` is for the error's sake."""
-    if raw[:4] != bytes((0, 0, 8, ndim)):
+def parse(raw, ndim, path, kind=8):
+    """The array of `ndim` axes and type `kind` that the bytes of an IDX file spell; `path` is for the error's sake."""
+    if kind not in TYPES or raw[:4] != bytes((0, 0, kind, ndim)):
         raise DataError(f"{path}: not an IDX file of {ndim}-d uint8, it starts with {raw[:4]!r}; delete it")
     start = 4 + 4 * ndim
     shape = struct.unpack_from(f">{ndim}I", raw, 4) if len(raw) >= start else ()
-    if not shape or len(raw) != start + math.prod(shape):
+    if not shape or len(raw) != start + math.prod(shape) * TYPES[kind].itemsize:
         raise DataError(f"{path}: {len(raw)} bytes do not fit its header's shape {shape}; delete it")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(raw, TYPES[kind], offset=start).reshape(shape)

@@ -7,6 +7,7 @@ What is marked has the colours of Okabe and Ito (2008), which colour-blind reade
 
 import contextlib
 import io
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +27,12 @@ FRAMES, COLOURS = 40, 64  # of a film: the most that it gets, if not asked for m
 WIDEST, LARGEST = 704, 10 << 20  # of a film: pixels of its longer side, bytes
 INK = "#333333"  # of letters
 _font = lru_cache(ImageFont.load_default)  # by size in pixels
-_plain = lambda text: text.encode("ascii", "replace").decode()  # the font has little more
+FONTS = (  # where a system has them, for what the font that comes with Pillow lacks: nearly all beyond ASCII
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf"),
+    *("DroidSansFallbackFull.ttf", "wqy-microhei.ttc", "unifont.ttf", "Arial Unicode.ttf", "arial.ttf"),
+    *("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "PingFang.ttc"),
+)
+NO_LETTER = "\U0010ffff"  # what fonts draw in place of it, they draw for all that they lack
 
 
 def grid(images, columns, scale=None, names=None, heads=None, captions=None):
@@ -179,11 +185,42 @@ def _indexed(x, palette, caption=None):
 
 
 def length(text, size):
-    return int(np.ceil(_font(size).getlength(_plain(text))))
+    text, font = letters(text, size)
+    return int(np.ceil(font.getlength(text)))
 
 
 def draw_text(pen, x, y, text, size, anchor):
-    pen.text((x, y), _plain(text), INK, _font(size), anchor)
+    text, font = letters(text, size)
+    pen.text((x, y), text, INK, font, anchor)
+
+
+@lru_cache(4096)
+def letters(text, size):
+    """(text, font): the text as it can be drawn, in a font that has all of it.
+
+    Where none is found, the letters' numbers stand for them (\\u4e2d): two texts never look the same.
+    """
+    text = unicodedata.normalize("NFC", text)
+    if not text.isascii():
+        for font in _fonts(size):
+            if all(letter.isascii() or _has(font, letter) for letter in text):
+                return text, font
+    return text.encode("ascii", "backslashreplace").decode(), _font(size)
+
+
+@lru_cache
+def _fonts(size):
+    found = []
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            found.append(ImageFont.truetype(name, size))
+    return found
+
+
+def _has(font, letter):
+    if "\ud800" <= letter <= "\udfff":  # half a letter, of a file name that is no UTF-8
+        return False
+    return bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
 
 
 def strip(height, width, channels, size, anchor, places):

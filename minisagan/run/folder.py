@@ -84,17 +84,17 @@ def _load(path, kind, prefix):
 def load_data(config, then, run, data_dir=None, place=None):
     """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same.
 
-    They lie at `place`, if that is given: where a folder was moved to.
+    They lie at `place`, if that is given: where they were moved to.
     """
     name = place or config.dataset
-    if (name in data.NAMES or config.dataset in data.NAMES) and name != config.dataset:
+    if not (data.is_path(name) and data.is_path(config.dataset)) and name != config.dataset:
         raise UsageError(f"--dataset {name}: {run} was trained on {config.dataset}")
-    if name not in data.NAMES and not Path(name).exists():
+    if data.is_path(name) and not Path(name).exists():
         raise DataError(
             f"{name}: the images that {run} was trained on are not there; --dataset names where they are now"
         )
     size = config.architecture.size if name not in data.NAMES else None
-    dataset = data.load(name, data_dir, size=size)
+    dataset = data.load(name, data_dir, size=size, how=config.reading())
     now = about_data(dataset)
     if name != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
         raise DataError(f"{name}: not the data that {run} was trained on: {_difference(then, now)}")
@@ -198,11 +198,13 @@ def versions():
 
 def about_data(dataset):
     """What a run keeps of its data set, and compares when it is resumed."""
-    return {"image_size": dataset.image_size, "classes": list(dataset.classes), "hashes": dataset.hashes}
+    about = {"image_size": dataset.image_size, "classes": list(dataset.classes), "hashes": dataset.hashes}
+    return about | ({"skipped": list(dataset.skipped)} if dataset.skipped else {})
 
 
 def _difference(then, now):
-    return "; ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key])[:400]
+    keys = [key for key in now | then if then.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)[:400]
 
 
 def write(path, text):

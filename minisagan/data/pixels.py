@@ -1,0 +1,182 @@
+"""The pixels of many pictures: decoded once, on all cores, into a file that is mapped into memory from then on.
+
+    <data folder>/folder-cache/<key>-<sha256>.npy
+
+The key stands for the list of files (path, size, time of change) and for how they are read, the sha256 for what was in
+those that gave pixels. Behind the pixels stand the numbers of the files that gave none, and why. Such files can be
+deleted at any time. If one cannot be written, a note says so and the pixels stay in memory. A decoding that is
+interrupted goes on where it was.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO, StringIO
+from itertools import chain
+
+import numpy as np
+
+from minisagan.data import parts
+from minisagan.data.decode import decode
+from minisagan.data.download import progress
+
+RECIPE = 2  # raise it when the same files give other pixels: old caches are then left alone
+CHUNK = 256  # images decoded between two lines of progress
+TASK = 16  # of them, that a thread takes at a time: one by one, small images cost more to hand out than to decode
+
+
+def load(cache, name, root, files, shape, fit, good):
+    """(images (N, *shape) uint8, {number of a file that gave none: why}, sha256) of the `files` in `root`.
+
+    From the folder `cache` (None: there is none), where `name` is their `key`, or by decoding. If those without pixels
+    are not `good`, images are None, and nothing is kept: they are to be refused.
+    """
+    return (cache and _cached(cache, name, shape)) or _decoded(cache, name, root, files, shape, fit, good)
+
+
+def key(root, files, shape, fit):
+    """Sixteen digits for the files as they are now, and how they are read; OSError for one that is gone."""
+    digest = hashlib.sha256(f"{RECIPE} {shape} {fit} ".encode() + os.fsencode(root.resolve()))
+    for file in files:
+        stat = os.stat(os.path.join(root, file))
+        digest.update(b"\0" + os.fsencode(file) + f"\0{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _cached(cache, name, shape):
+    """What `load` gives, from the cache; None if it has none intact."""
+    for path in cache.glob(f"{name}-*.npy"):
+        with suppress(OSError, ValueError, EOFError):  # if it is damaged: decode again
+            images = np.load(path, mmap_mode="r")
+            with open(path, "rb") as file:
+                file.seek(images.offset + images.nbytes)
+                left = {int(k): why for k, why in json.loads(file.read()).items()}
+            if images.shape[1:] == shape:
+                return images, left, path.stem.removeprefix(f"{name}-")
+    return None
+
+
+def _decoded(cache, name, root, files, shape, fit, good):
+    """What `load` gives, by decoding: into the cache if that can be written, else into memory."""
+    owner = os.fsencode(root.resolve()).hex()
+    wait = lambda: print(f"note: another process is reading {root}: waiting for it", file=sys.stderr)
+    try:
+        if not cache:
+            raise OSError("there is none; $MINISAGAN_DATA names another folder")
+        path = cache / f"{name}.part"
+        journal = path.with_suffix(".journal")
+        cache.mkdir(parents=True, exist_ok=True)
+        parts.sweep(cache, owner, path)
+        with parts.claim(path, wait) as file:
+            try:
+                found = _cached(cache, name, shape)  # another process was faster
+                if not found:
+                    with open(journal, "a+", encoding="utf-8") as notes:
+                        left, sha256 = _decode_all(root, files, shape, fit, file, notes, owner)
+                    found = None, left, sha256
+                    if good(left):
+                        file.flush()
+                        os.fsync(file.fileno())
+                        _close_on_windows(file)
+                        os.replace(path, cache / f"{name}-{sha256}.npy")
+                        found = _cached(cache, name, shape)
+            except (KeyboardInterrupt, SystemExit):
+                raise  # what is decoded stays: the next run goes on from there
+            except BaseException:
+                _remove(file, path, journal)
+                raise
+            _remove(file, path, journal)
+        return found
+    except OSError as error:
+        print(f"note: no cache in {cache or 'the home folder'} ({error}): the images stay in memory", file=sys.stderr)
+        memory = BytesIO()
+        left, sha256 = _decode_all(root, files, shape, fit, memory, StringIO(), owner)
+        count, start = len(files) - len(left), len(_header(0, shape))
+        images = np.frombuffer(memory.getbuffer(), np.uint8, count * math.prod(shape), start)
+        return images.reshape(count, *shape), left, sha256
+
+
+def _close_on_windows(file):
+    """There no open file can be renamed or deleted; elsewhere it stays open, because it has the lock."""
+    if os.name == "nt":
+        file.close()
+
+
+def _remove(file, *paths):
+    _close_on_windows(file)
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _header(count, shape):
+    """The first bytes of an .npy file: as many, whatever the count."""
+    header = BytesIO()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(header, about)
+    return header.getvalue()
+
+
+def _decode_all(root, files, shape, fit, file, journal, owner):
+    """Write into `file` what `_cached` reads, in order; ({number of a file that gave none: why}, sha256).
+
+    The sha256 is of the names and the contents of the files that gave pixels. What `journal` says is done, is not done
+    again: a line for each CHUNK of files, of each its sha256 or why it gave no pixels; it never runs ahead of `file`.
+    """
+    results, start, each = _resume(journal, owner), len(_header(0, shape)), math.prod(shape)
+    file.seek(0, os.SEEK_END)
+    done = sum(isinstance(result, str) for result in results)
+    if file.tell() < start + done * each:
+        results, done = [], 0
+        _begin(journal, owner, [])
+    file.truncate(start + done * each)
+    file.seek(start + done * each)
+    several = lambda names: [decode(os.path.join(root, name), shape[0], fit, shape[2]) for name in names]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let go of Python's lock
+        for first in range(len(results), len(files), CHUNK):
+            chunk = files[first : first + CHUNK]
+            fresh = []
+            tasks = [chunk[k : k + TASK] for k in range(0, len(chunk), TASK)]
+            for pixels, found in chain.from_iterable(pool.map(several, tasks)):
+                if pixels is not None:
+                    file.write(pixels)
+                fresh.append([found] if pixels is None else found.hex())
+            file.flush()
+            journal.write(json.dumps(fresh) + "\n")
+            journal.flush()
+            results += fresh
+            progress(f"reading {root}", len(results), len(files))
+    digest, left = hashlib.sha256(), {}
+    for k, (name, result) in enumerate(zip(files, results, strict=True)):
+        if isinstance(result, str):
+            digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(result))
+        else:
+            left[k] = result[0]
+    file.write(json.dumps(left).encode())
+    file.seek(0)
+    file.write(_header(len(files) - len(left), shape))
+    return left, digest.hexdigest()
+
+
+def _resume(journal, owner):
+    """What the journal says of the files, up to a line that is torn; the journal is ready to be written on."""
+    journal.seek(0)
+    results, lines = [], journal.read().split("\n")
+    good = []
+    if lines[0] == owner:
+        with suppress(ValueError):
+            for line in lines[1:-1]:
+                results += json.loads(line)
+                good.append(line)
+    _begin(journal, owner, good)
+    return results
+
+
+def _begin(journal, owner, lines):
+    journal.seek(0)
+    journal.truncate()
+    journal.write("\n".join([owner, *lines, ""]))
+    journal.flush()

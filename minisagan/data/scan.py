@@ -1,0 +1,107 @@
+"""What lies in a folder: the files that may be images, and all that is passed over, by name.
+
+Passed over are what other programs leave there (thumbnails, resource forks, hidden files), the folders of runs, and
+links to what is there already: each file counts once, by what it resolves to. Of train/ and test/ side by side, the
+first is taken.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from minisagan.data.decode import is_image
+from minisagan.errors import DataError
+
+LITTER = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "lost+found", "#recycle", "$recycle.bin"}
+TRAIN, OTHERS = ("train", "training"), ("val", "valid", "validation", "test", "testing")  # splits
+
+
+def natural(text):
+    """A key to sort by: the numbers in a text count as numbers, so 2 stands before 10."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"([0-9]+)", text))], text
+
+
+def is_run(folder):
+    """Whether this is the folder of a run: what it holds is no data."""
+    return (Path(folder) / "config.json").is_file() and (Path(folder) / "checkpoints").is_dir()
+
+
+def scan(root, skip=()):
+    """The Scan of a folder, or of its train/; `skip`: paths of folders to pass over. DataError if it is no data."""
+    if is_run(root):
+        raise DataError(f"{root}: the folder of a run, not of images")
+    found = Scan(root, skip)
+    tops = dict.fromkeys(path.split(os.sep)[0] for path in found.files if os.sep in path)
+    train = [top for top in tops if top.lower() in TRAIN]
+    others = [top for top in tops if top.lower() in OTHERS]
+    beside = (path for path in found.files if path.split(os.sep)[0] not in {*train, *others})
+    if not (train or others) or any(is_image(found.root / path) for path in beside):
+        return found
+    if len(train) != 1:
+        has = " and ".join(train or others)
+        raise DataError(f"{root}: it has {has}{'' if train else ', but no train'}; name the folder to take")
+    inside = Scan(found.root / train[0], skip)
+    inside.passed = [path for path in found.passed if path.split(os.sep)[0] != train[0]] + inside.passed
+    inside.splits = train[0], others
+    return inside
+
+
+class Scan:
+    """All files under `root`, as far as they may be images.
+
+    root     the folder that is taken: the one asked for, or its train/
+    files    paths relative to `root`, in the order of their names; in a folder files stand before folders
+    passed   what is passed over, for people to read
+    broken   links to nowhere: paths relative to `root`
+    splits   of splits, (the one taken, those left alone); or None
+    """
+
+    def __init__(self, root, skip=()):
+        self.root, self.files, self.passed, self.broken, self.splits = Path(root), [], [], [], None
+        self._skip, self._seen, self._links = {os.path.realpath(path) for path in skip}, set(), []
+        self._top = os.path.realpath(root)
+        self._enter("", self._top)
+        while self._links:  # after all that is really here
+            links, self._links = sorted(self._links), []
+            for path in links:
+                self._follow(path)
+        self.files.sort(key=lambda path: [*((1, part) for part in path.split(os.sep)[:-1]), (0, path)])
+
+    def _enter(self, path, real):
+        self._seen.add(real)
+        for entry in os.scandir(real):
+            inner, inner_real = os.path.join(path, entry.name), os.path.join(real, entry.name)
+            if entry.name.startswith(".") or entry.name.lower() in LITTER or inner_real in self._skip:
+                self.passed.append(inner)
+            elif entry.is_symlink():
+                self._links.append(inner)
+            elif entry.is_dir():
+                self._folder(inner, inner_real)
+            else:
+                self._file(inner, inner_real, entry.is_file())
+
+    def _folder(self, path, real):
+        if real in self._seen or self._top.startswith(os.path.join(real, "")):
+            self.passed.append(f"{path} (a link to what is here already)")
+        elif is_run(real):
+            self.passed.append(f"{path} (a run)")
+        else:
+            self._enter(path, real)
+
+    def _file(self, path, real, regular):
+        if real in self._seen:
+            self.passed.append(f"{path} (a link to what is here already)")
+        elif not regular:
+            self.passed.append(f"{path} (not a file)")
+        else:
+            self._seen.add(real)
+            self.files.append(path)
+
+    def _follow(self, path):
+        real = os.path.realpath(self.root / path)
+        if not os.path.exists(real):
+            self.broken.append(path)
+        elif os.path.isdir(real):
+            self._folder(path, real)
+        else:
+            self._file(path, real, os.path.isfile(real))
