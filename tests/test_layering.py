@@ -19,9 +19,10 @@ ORDER = [
     *("data.download", "data.*", "data", "config"),
     *("gradcheck", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
-    *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
-    *("train", "run.folder", "run.loop", "look.report", "bench", "parity"),
-    *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
+    *("look", "look.words", "look.server", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
+    *("train", "run.folder", "run.loop", "look.report", "look.watch", "look.play", "bench", "parity"),
+    *("commands.choices", "commands.hardware", "commands.progress", "commands.serving"),
+    *("commands.*", "commands", "__main__"),
 ]
 
 # Which modules may import what is not Python's own.
