@@ -20,10 +20,10 @@ def options(command):
 def serve(routes, what, run, port, browser):
     """Answers for the page of RUN until Ctrl-C; the exit code. `what` is the command's name."""
     with server.Server(routes, f"{what} {Path(run).resolve()}", port or 0) as page:
-        click.echo(f"{page.url}  {what} {run}, for this machine alone; Ctrl-C ends it")
-        if browser:
-            server.show(page.url)
         try:
+            click.echo(f"{page.url}  {what} {run}, for this machine alone; Ctrl-C ends it")
+            if browser:
+                server.show(page.url)
             page.serve_forever()
         except KeyboardInterrupt:
             return 130

@@ -12,6 +12,7 @@ from functools import partial
 from minisagan.errors import Fault
 from minisagan.look import report, server
 from minisagan.look.words import duration
+from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 
 RECENT = 10  # records of the log that the speed is taken from
@@ -62,8 +63,9 @@ def standing(folder, now=None):
     try:
         config = json.loads((folder / "config.json").read_text())["config"]
         log, written = runs.read_log(folder), (folder / "log.jsonl").stat().st_mtime
+        saved = int(checkpoint.read_metadata(runs.find(folder))["step"])  # of the last steps the log may have none
         steps, images = config["steps"], config["batch_size"] * config["d_steps"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (Fault, OSError, ValueError, KeyError, TypeError) as error:
         return f"the run cannot be read now: {error}"
     silent = max(0.0, (time.time() if now is None else now) - written)
     if not log:
@@ -71,8 +73,8 @@ def standing(folder, now=None):
     last, first = log[-1], log[-RECENT:][0]
     done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
     where = f"step {last['step']:,} of {steps:,}"
-    if last["step"] >= steps:
-        return f"done: {where}, after {duration(last['seconds'])} of training"
+    if max(saved, last["step"]) >= steps:
+        return f"done: all {steps:,} steps, after {duration(last['seconds'])} of training"
     each = spent / done if done > 0 else last["seconds"] / last["step"]
     if silent > max(SILENCE, 50 * each):
         return f"at rest: {where}, {duration(last['seconds'])} of training; no news for {duration(silent)}"
