@@ -84,7 +84,7 @@ def test_a_path_is_no_file(page, path):
 def test_other_methods_and_bad_requests_are_refused(page):
     for method in ("PUT", "DELETE", "OPTIONS", "TRACE"):
         assert ask(page, method, "/")[0] == 501
-    assert b'"error": "Bad request syntax' in raw(page, b"what is this\r\n\r\n")
+    assert b'"error": "Bad request version' in raw(page, b"what is this\r\n\r\n")
     assert raw(page, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1000 + b"\r\n").startswith(b"HTTP/1.1 431")
     assert raw(page, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 414")
 

@@ -220,7 +220,7 @@ const begin = async () => {
   ];
   $("hint").textContent = hints.filter(Boolean).join(" ");
   for (const id of ["network", "label", "step", "beside", "seed", "to", "t", "truncation", "gamma"]) {
-    $(id).addEventListener("input", draw);
+    $(id).addEventListener($(id).tagName === "SELECT" ? "change" : "input", draw);
   }
   for (const [button, id] of [["new", "seed"], ["new-to", "to"]]) {
     $(button).addEventListener("click", () => {

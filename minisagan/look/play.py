@@ -52,13 +52,13 @@ class Play:
     def __init__(self, run, data_dir=None):
         self.run, self.data_dir = run, data_dir
         file = runs.find(run)
-        _, self.config, self.about, _ = runs.load_generator(file)
+        self._load, self._seen, self._dataset = lru_cache(LOADED)(_load), lru_cache(LOADED)(self._see), None
+        _, self.config, self.about = self._load("generator", file, file.stat().st_mtime_ns)
         self.step, self.files = _step(file), {_step(file): file}
         self.folder = runs.folder_of(file)
         self.arch, self.size = self.config.architecture, self.about["image_size"]
         self.classes = self.about["classes"] if self.arch.classes else []
         self.lock = threading.Lock()  # one thing is computed at a time
-        self._load, self._seen, self._dataset = lru_cache(LOADED)(_load), lru_cache(LOADED)(self._see), None
 
     def routes(self):
         files = {"/": "play.html", "/play.js": "play.js", "/report.css": "report.css", "/play.css": "play.css"}
@@ -103,7 +103,7 @@ class Play:
             y, x = (server.number(p, "a point's place", 0, self.size - 1, whole=True) for p in point)
             asked = self._asked(body)
             images, features, labels, _, _ = self._seen(asked, *self._file(asked.step))
-            layer = self._load(asked.network, *self._file(asked.step)).attention
+            layer = self._load(asked.network, *self._file(asked.step))[0].attention
             points = np.array([[[y, x]]])
             weights = attention_maps.maps(layer, features[n : n + 1], points, self.arch.size, self.size)[0, 0]  # (h, w)
             return server.as_json({
@@ -164,7 +164,7 @@ class Play:
 
     def _see(self, asked, file, written):
         """(images uint8 (N, S, S, C), attention's x, labels, scores, gamma), or None for what there is not."""
-        network, count = self._load(asked.network, file, written), COUNTS[self.arch.size]
+        network, count = self._load(asked.network, file, written)[0], COUNTS[self.arch.size]
         choice = None if not self.classes else range(len(self.classes)) if asked.label is None else [asked.label]
         if asked.network == "generator":
             labels = None if choice is None else np.resize(np.array(choice, np.int64), count)
@@ -205,8 +205,8 @@ class Play:
 
 
 def _load(kind, file, written):
-    """The network of a checkpoint that was written at that time."""
-    return (runs.load_generator if kind == "generator" else runs.load_discriminator)(file)[0]
+    """The network, the Config and the data of a checkpoint that was written at that time."""
+    return (runs.load_generator if kind == "generator" else runs.load_discriminator)(file)[:3]
 
 
 def _step(file):

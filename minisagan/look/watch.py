@@ -23,7 +23,8 @@ class Watch:
     """What the page asks of the run in `folder`; UsageError if it holds none."""
 
     def __init__(self, folder):
-        self.folder = report.Report(folder).folder
+        self.report, self.of = report.Report(folder), None  # the report, and the stamp of the checkpoint that it is of
+        self.folder = self.report.folder
         self.lock, self.kept = threading.Lock(), {}  # section -> (stamp, html)
 
     def routes(self):
@@ -45,7 +46,9 @@ class Watch:
             stamp = self._stamp(name)  # before reading: what changes meanwhile is seen next time
             if name not in self.kept or self.kept[name][0] != stamp:
                 try:
-                    self.kept[name] = stamp, report.Report(self.folder).section(name)
+                    if self.of != (now := self._stamp("title")):
+                        self.report, self.of = report.Report(self.folder), now
+                    self.kept[name] = stamp, self.report.section(name)
                 except (Fault, OSError) as error:
                     return server.as_json({"stamp": "", "html": report.trouble(name, error)})
         return server.as_json(dict(zip(("stamp", "html"), self.kept[name], strict=True)))
