@@ -96,7 +96,8 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version, server_version, sys_version, timeout = "HTTP/1.1", "minisagan", "", IDLE
+    protocol_version = "HTTP/1.0"  # a connection for each request: none outlives the server
+    server_version, sys_version, timeout = "minisagan", "", IDLE
 
     def do_GET(self):
         try:
@@ -125,11 +126,9 @@ class Handler(BaseHTTPRequestHandler):
         """The body's bytes, none for a GET; UsageError if it is too long or does not say how long it is."""
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not re.fullmatch(r"\d{1,12}", length):
-            self.close_connection = True
             raise UsageError("a body has to say its length")
         if int(length) <= MOST:
             return self.rfile.read(int(length))
-        self.close_connection = True
         left = min(int(length), DRAINED)
         while left > 0 and (data := self.rfile.read(min(left, 1 << 16))):
             left -= len(data)
@@ -151,9 +150,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Type", answer.kind)
         self.send_header("Content-Length", str(len(answer.data)))
-        if code >= 400:
-            self.send_header("Connection", "close")
-            self.close_connection = True
         self.end_headers()
         self.wfile.write(answer.data)
 

@@ -1,7 +1,7 @@
 // Asks how the run is, and replaces the sections of its report that changed.
 "use strict";
 const PAUSE = 3000; // milliseconds between two questions
-const line = document.getElementById("status");
+const line = document.getElementById("line");
 const sections = document.getElementById("sections");
 const stamps = {}; // of what is shown, section -> stamp
 
