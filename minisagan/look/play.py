@@ -72,7 +72,8 @@ class Play:
     def facts(self):
         """What can be chosen on the page."""
         return server.as_json({
-            "run": Path(self.run).resolve().name, "steps": sorted(self._steps()), "step": self.step, "classes": self.classes,
+            "run": Path(self.run).resolve().name, "steps": sorted(self._steps()), "step": self.step,
+            "classes": self.classes,
             "size": self.size, "attention": self.arch.attention,
             "cell": self.arch.size // (self.arch.attention or 1),
             "no_data": self._no_data(),
