@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["minisagan", "minisagan.*"]),
-    package_data={"": ["*.cu"], "minisagan.judge": ["classifiers/*.safetensors"]},
+    package_data={"": ["*.cu", "*.html", "*.js", "*.css"], "minisagan.judge": ["classifiers/*.safetensors"]},
     install_requires=[
         "numpy>=2.0",  # its rules of type promotion
         "imageio>=2.31",
@@ -35,7 +35,7 @@ setup(
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.
         "test": [
             *("pytest>=8", "safetensors>=0.4", "torch==2.13.0", "onnx>=1.17", "onnxruntime>=1.19"),
-            *("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"),
+            *("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", "selenium>=4"),
         ],
     },
     entry_points={"console_scripts": ["minisagan = minisagan.commands:cli"]},

@@ -21,8 +21,9 @@ from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused, start
 
 from minisagan.commands import COMMANDS, cli, progress, train
-from minisagan.commands.progress import Progress, duration
+from minisagan.commands.progress import Progress
 from minisagan.config import Architecture
+from minisagan.look.words import duration
 from minisagan.models import Discriminator, Generator
 from minisagan.run import folder as runs
 from minisagan.run import loop

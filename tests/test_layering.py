@@ -20,9 +20,10 @@ ORDER = [
     *("data", "config"),
     *("gradcheck", "init", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
-    *("look", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
-    *("train", "export", "run.folder", "run.loop", "look.report", "bench", "parity"),
-    *("commands.choices", "commands.hardware", "commands.progress", "commands.*", "commands", "__main__"),
+    *("look", "look.words", "look.server", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
+    *("train", "export", "run.folder", "run.loop", "look.report", "look.watch", "look.play", "bench", "parity"),
+    *("commands.choices", "commands.hardware", "commands.progress", "commands.serving"),
+    *("commands.*", "commands", "__main__"),
 ]
 
 # Which modules may import what is not Python's own.

@@ -23,6 +23,8 @@ COMMANDS = {
     "interpolate": "Morph between latents or classes, as a film or a strip.",
     "evaluate": "Measure images: distances, precision, recall, class asked for.",
     "attention": "Show what self-attention looks at, and what is lost without it.",
+    "watch": "Show a run in the browser while it trains, or later.",
+    "play": "Touch a generator in the browser: latents, classes, attention.",
     "report": "Write a page with all there is to see of a run.",
     "export": "Write a trained generator as an ONNX graph.",
     "inspect": "Show what a run or a checkpoint holds, and if it is intact.",

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import data, rng
 from minisagan.commands import choices
 from minisagan.errors import UsageError
 from minisagan.judge.evaluation import Judge
@@ -58,7 +57,8 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     if network == "generator":
         inputs = _noise(net, max(count, MEASURED), chosen, seed)
     else:
-        inputs = _real(runs.load_data(config, about, run, data_dir, dataset), max(count, MEASURED), chosen, seed)
+        images = runs.load_data(config, about, run, data_dir, dataset)
+        inputs = attention_maps.real_images(images, max(count, MEASURED), chosen, seed)
     shown = [None if x is None else x[:count] for x in inputs]
     captions = None if chosen is None else [names[k] for k in shown[1]]
     judge = Judge(runs.load_data(config, about, run, data_dir, dataset), metrics, seed, data_dir) if metrics else None
@@ -98,16 +98,6 @@ def _checkpoints(run):
 def _noise(generator, count, classes, seed):
     """The latents and labels of minisagan sample's first images."""
     return latents(generator, count, seed), None if classes is None else np.resize(np.array(classes, np.int64), count)
-
-
-def _real(dataset, count, classes, seed):
-    """Real images, a class after the other as for _noise, each class in an order that the seed decides."""
-    order = rng.permutation(len(dataset), seed, 0)
-    if classes is None:
-        return data.batch(dataset, np.resize(order, count))[0], None
-    per_class = -(-count // len(classes))
-    rows = [np.resize(order[dataset.labels[order] == k], per_class) for k in classes]
-    return data.batch(dataset, np.stack(rows, 1).reshape(-1)[:count])
 
 
 def _evaluate(judge, generator, count, seed, size):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from minisagan.commands.progress import duration
 from minisagan.errors import DataError
+from minisagan.look.words import duration
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+from minisagan.look.words import duration
+
 EVERY = (0.1, 5.0)  # seconds between two lines: on a terminal, elsewhere
 
 
@@ -63,13 +65,3 @@ class Progress:
         with contextlib.suppress(OSError):  # who reads stderr may go away, the training goes on
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-def duration(seconds):
-    """12 s, 3 min 05 s, 2 h 07 min."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from click.core import ParameterSource
 
 from minisagan import cpu, data
 from minisagan.commands import hardware
-from minisagan.commands.progress import Progress, duration
+from minisagan.commands.progress import Progress
 from minisagan.config import RECIPES, Config, recipe
 from minisagan.errors import DataError, UsageError
+from minisagan.look.words import duration
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
 
@@ -84,10 +86,11 @@ def setting(flag, **kwargs):
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
 @click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
+@click.option("--watch", is_flag=True, show_default=False, help="Show the run in the browser, as minisagan watch does.")
 @hardware.gpu_options
 def command(
     data_dir, out, minutes, sample_every, checkpoint_every, checkpoint_minutes, keep, evaluate_every, resume, init_from,
-    force, replay, threads, where, graph, tf32, strict, **given
+    force, replay, threads, watch, where, graph, tf32, strict, **given
 ):  # fmt: skip
     """Train a GAN on a data set, or go on with a run.
 
@@ -128,7 +131,8 @@ def command(
         folder = out or Path("runs", Path(config.dataset).name)
         opened = loop.Run.create(folder, config, dataset, options, force, data_dir, not out, init_from, **on)
 
-    with ended_at_once(), hardware.memory(config.batch_size), opened as run, interrupts() as caught:
+    room = hardware.memory(config.batch_size)
+    with ended_at_once(), room, opened as run, watched(run, watch), interrupts() as caught:
         _introduce(run, where)
         done, late = run.training.step, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
@@ -239,6 +243,23 @@ def _refuse_differences(run, given):
     if differences:
         raise UsageError(f"{run} can't go on with another {', '.join(differences)}: leave that out, or start a new run")
     return config
+
+
+@contextmanager
+def watched(run, wanted):
+    """Inside, if it is wanted, a process of its own shows the run in the browser, and its address on stderr.
+
+    It ends by itself, soon after its standard input does: that is, after this process, however this one dies.
+    """
+    if not wanted:
+        yield
+        return
+    command = [sys.executable, "-m", "minisagan", "watch", os.path.abspath(run.folder), "--beside"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)  # Ctrl-C is not for it
+    try:
+        yield
+    finally:
+        child.stdin.close()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minisagan import data
+from minisagan import data, rng
 from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import UsageError
 from minisagan.look import pictures
@@ -48,14 +48,19 @@ def look(network, *inputs):
     return tuple(np.concatenate(parts) for parts in zip(*looks(network, *inputs), strict=True))
 
 
-@contextmanager
 def without(network):
     """Inside, gamma is 0: attention adds nothing."""
+    return gated(network, 0)
+
+
+@contextmanager
+def gated(network, factor):
+    """Inside, gamma is so many times its value; yields it."""
     gamma = network.attention.gamma
     before = gamma.data.copy()
-    gamma.data[...] = 0
+    gamma.data[...] = factor * before
     try:
-        yield
+        yield float(gamma.data)
     finally:
         gamma.data[...] = before
 
@@ -191,8 +196,7 @@ def draw(framed, points, heat, image_size, names=None):
         cells.append(cell)
         captions.append(names[n] if names else "")
         for (y, x), colour, weights in zip(at, _cycle(P), heat[n], strict=True):
-            cell = pictures.overlay(big[n], weights / weights.max())
-            cell = data.crop(cell[None], image_size * scale)[0]
+            cell = over(big[n], weights, image_size * scale)
             cells.append(pictures.framed(pictures.dot(cell, y, x, colour), colour))
             captions.append(f"{weights.max():.2g}, {entropy(weights.reshape(1, -1))[0]:.1f} bits")
     blocks = 2 if N > 1 and P < 6 else 1
@@ -202,6 +206,24 @@ def draw(framed, points, heat, image_size, names=None):
         f"Below a map: its largest weight, drawn brightest ({1 / keys:.2g} if all {keys} were alike),",
         f"and its entropy (at most {np.log2(keys):.3g} bits). Dark blue: weight 0.",
     ])  # fmt: skip
+
+
+def over(image, weights, size):
+    """uint8 (S, S, C) with the weights (h, w) over it, the largest brightest; its middle (size, size, 3)."""
+    return data.crop(pictures.overlay(image, weights / weights.max())[None], size)[0]
+
+
+def real_images(dataset, count, classes, seed):
+    """The networks' input of real images and their labels, or None for no classes.
+
+    A class after the other, as in `sampling.draw`, each class in an order that the seed decides.
+    """
+    order = rng.permutation(len(dataset), seed, 0)
+    if classes is None:
+        return data.batch(dataset, np.resize(order, count))[0], None
+    per_class = -(-count // len(classes))
+    rows = [np.resize(order[dataset.labels[order] == k], per_class) for k in classes]
+    return data.batch(dataset, np.stack(rows, 1).reshape(-1)[:count])
 
 
 def _cycle(count):

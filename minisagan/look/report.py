@@ -7,6 +7,7 @@ Its colours follow the reader's light or dark setting, its columns the width of 
 import base64
 import html
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,34 +21,34 @@ from minisagan.sampling import latents
 
 SHOWN, MEASURED = 6, 64  # images in the picture of attention; that its numbers are means over
 
-STYLE = """
-:root { color-scheme: light dark; --page: #fafaf8; --card: #fff; --ink: #222; --soft: #667; --rule: #ddd;
-  --s0: #0072b2; --s1: #d55e00; --s2: #00805f; --s3: #a8447f; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181c; --card: #1f2228; --ink: #e6e6e3; --soft: #a3a8b0;
-  --rule: #3a3e46; --s0: #56b4e9; --s1: #e69f00; --s2: #2fc79a; --s3: #e191bd; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 74rem; padding: 1rem clamp(0.75rem, 3vw, 2.5rem) 4rem; background: var(--page);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 1rem 0 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.5rem 0 0.5rem; }
-h3 { font-size: 1rem; margin: 0; } p { margin: 0.25rem 0 0.75rem; } .soft, .legend { color: var(--soft); }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 0.9rem; min-width: 0; }
-.wide { grid-column: 1 / -1; }
-img { max-width: 100%; height: auto; display: block; background: #fff; border-radius: 4px; }
-.scroll { overflow-x: auto; } .scroll img { max-width: none; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 0.2rem 1.2rem 0.2rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); min-width: 8.5rem; } td { overflow-wrap: anywhere; }
-.legend { display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: 0.85rem; }
-.legend i { display: inline-block; width: 1.1rem; height: 3px; vertical-align: middle; margin-right: 0.35rem; }
-svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.rule, .axis, .pale, .line, .dots { fill: none; } .rule { stroke: var(--rule); } .axis { stroke: var(--soft); }
-.line { stroke-width: 2; stroke-linejoin: round; } .dots { stroke-width: 6; stroke-linecap: round; }
-.pale { opacity: 0.35; } .band { opacity: 0.18; }
-""" + "".join(
-    f".i{k} {{ background: var(--s{k}); }} .l{k} {{ stroke: var(--s{k}); }} .f{k} {{ fill: var(--s{k}); }}\n"
-    for k in range(4)
-)
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
+class Report:
+    """The run in `folder`, whose files are read when a section asks for them. UsageError if it holds no run."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        if not (self.folder / "config.json").is_file() or not (self.folder / "log.jsonl").is_file():
+            raise UsageError(f"{folder}: a report is about a run's folder, with its config.json and log.jsonl")
+
+    @cached_property
+    def loaded(self):
+        """The newest checkpoint's generator, its Config, what it says of the data, and its file."""
+        return runs.load_generator(self.folder)
+
+    @cached_property
+    def metadata(self):
+        return checkpoint.read_metadata(self.loaded[3])
+
+    @property
+    def title(self):
+        config, step = self.loaded[1], int(self.metadata["step"])
+        return f"{self.folder.resolve().name}: {Path(config.dataset).name}, step {step:,} of {config.steps:,}"
+
+    def section(self, name):
+        """One of SECTIONS as HTML, "" if the run has nothing for it. DataError if its files are damaged."""
+        return SECTIONS[name](self)
 
 
 def page(folder):
@@ -55,28 +56,39 @@ def page(folder):
 
     UsageError if the folder holds no run; DataError if what it holds is damaged.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / "log.jsonl").is_file():
-        raise UsageError(f"{folder}: a report is about a run's folder, with its config.json and log.jsonl")
-    generator, config, about, file = runs.load_generator(folder)
-    metadata = checkpoint.read_metadata(file)
-    log = runs.read_log(folder)
-    title = f"{folder.resolve().name}: {Path(config.dataset).name}, step {int(metadata['step']):,} of {config.steps:,}"
-    parts = [
-        _pictures(folder),
-        _charts(log),
-        _attention(generator, about) if config.architecture.attention else "",
-        _evaluation(folder),
-        _facts(config, about, metadata, file),
-    ]
+    report = Report(folder)
+    parts = [report.section(name) for name in SECTIONS]
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n"
-        f'<p class="soft">minisagan, after {float(metadata["seconds"]) / 60:.1f} minutes of training</p>\n'
+        f"<title>{html.escape(report.title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
+    )
+
+
+def files_of(name, folder):
+    """The files of the run in `folder` that a section shows: it changes when they do."""
+    match name:
+        case "samples":
+            return [*(path for _, path in runs.sampled(folder)[-1:]), folder / "progress.gif"]
+        case "curves":
+            return [folder / "log.jsonl"]
+        case "metrics":
+            return [folder / "evaluation.json"]
+    return [runs.find(folder)]
+
+
+def trouble(name, error):
+    """In place of a section what stands in its way."""
+    return _section(name, name.capitalize(), html.escape(str(error)))
+
+
+def _title(report):
+    minutes = float(report.metadata["seconds"]) / 60
+    return (
+        f"<h1>{html.escape(report.title)}</h1>\n"
+        f'<p class="soft">minisagan, after {minutes:.1f} minutes of training</p>'
     )
 
 
@@ -100,7 +112,8 @@ def _uri(data, kind):
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _pictures(folder):
+def _pictures(report):
+    folder = report.folder
     frames, cards = runs.sampled(folder), []
     if frames:
         step, last = frames[-1][0], frames[-1][1].read_bytes()
@@ -116,11 +129,12 @@ def _pictures(folder):
     return _section("samples", "Samples", text, *cards)
 
 
-def _charts(log):
+def _charts(report):
     text = (
         "Pale: every one of many logged values; full: their running mean. Behind a name: its last value. Spectral "
         "norm: the median of the layers, from the least to the greatest, before the weights are divided by it."
     )
+    log = runs.read_log(report.folder)
     return _section("curves", "Curves", text, *(_chart(plot.of_log(log, *chart)) for chart in plot.CHARTS))
 
 
@@ -136,7 +150,10 @@ def _chart(panel):
     return _card(name, f'<div class="legend">{"".join(legend)}</div>\n{plot.svg(panel)}')
 
 
-def _attention(generator, about):
+def _attention(report):
+    generator, config, about, _ = report.loaded
+    if not config.architecture.attention:
+        return ""
     classes = generator.arch.classes
     z = latents(generator, MEASURED, 0)
     labels = np.arange(MEASURED) % classes if classes else None
@@ -165,8 +182,8 @@ def _attention(generator, about):
     )  # fmt: skip
 
 
-def _evaluation(folder):
-    path = folder / "evaluation.json"
+def _evaluation(report):
+    path = report.folder / "evaluation.json"
     if not path.is_file():
         return ""
     try:
@@ -190,7 +207,8 @@ def _evaluation(folder):
     return _section("metrics", "Metrics", text, _card("Generated beside real", table))
 
 
-def _facts(config, about, metadata, file):
+def _facts(report):
+    _, config, about, file = report.loaded
     values = config.to_dict()
     arch = values.pop("architecture")
     dataset = {
@@ -202,10 +220,16 @@ def _facts(config, about, metadata, file):
     return _section(
         "configuration", "Configuration", f"Of {html.escape(str(file))}. config.json beside the log replays the run.",
         _card("Training", _table(values)), _card("Networks", _table(arch)),
-        _card("Data", _table(dataset)), _card("Versions", _table(json.loads(metadata["versions"]))),
+        _card("Data", _table(dataset)), _card("Versions", _table(json.loads(report.metadata["versions"]))),
     )  # fmt: skip
 
 
 def _table(rows):
     cells = "".join(f"<tr><th>{html.escape(str(a))}</th><td>{html.escape(str(b))}</td></tr>\n" for a, b in rows.items())
     return f'<div class="scroll"><table>\n{cells}</table></div>'
+
+
+SECTIONS = {
+    "title": _title, "samples": _pictures, "curves": _charts, "attention": _attention, "metrics": _evaluation,
+    "configuration": _facts,
+}  # fmt: skip

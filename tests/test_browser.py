@@ -1,0 +1,204 @@
+"""The pages in a real browser, where a mouse clicks and keys are pressed as a person does it."""
+
+import json
+import shutil
+import time
+
+import command_line
+import pages
+import pytest
+from pages import serving
+from test_play import decoded
+
+from minisagan import data
+from minisagan.look import play, watch
+
+run, chromium = pages.run, pages.chromium  # fixtures
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(data, "DRAWN", command_line.FEW)
+
+
+def until(condition, seconds=15):
+    """What the condition returns as soon as that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+    return found
+
+
+class Page:
+    """What a person sees and does; `find` takes a CSS selector."""
+
+    def __init__(self, window, url, dark=False, width=1200):
+        self.window = window
+        shape = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
+        window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        window.get_log("browser")
+        window.get(url)
+
+    def find(self, selector):
+        return self.window.find_element("css selector", selector)
+
+    def all(self, selector):
+        return self.window.find_elements("css selector", selector)
+
+    def text(self, selector):
+        return self.find(selector).text
+
+    def click(self, element, x=0, y=0):
+        """A click so far from the element's middle, in pixels."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.window).move_to_element_with_offset(element, x, y).click().perform()
+
+    def press(self, *keys):
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.window).send_keys(*keys).perform()
+
+    def sources(self, selector=".sheet img"):
+        return [image.get_attribute("src") for image in self.all(selector)]
+
+    def change(self, act):
+        """Does `act`, and waits until the images are other ones: those."""
+        before = self.sources()
+        act()
+        until(lambda: self.sources() != before and " ms" in self.text("#line"))
+        return self.sources()
+
+    def slide(self, name, key, times=1):
+        self.find(f"#{name}").send_keys(key * times)
+
+    def overflows(self):
+        return self.window.execute_script("return document.documentElement.scrollWidth > innerWidth")
+
+    def complaints(self):
+        return [entry["message"] for entry in self.window.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def page(run, few, chromium):
+    with serving(play.Play(run).routes()) as server:
+        page = Page(chromium, server.url)
+        until(lambda: page.sources() and " ms" in page.text("#line"))
+        yield page
+        assert page.complaints() == []
+
+
+def test_images_change_when_something_is_chosen(page):
+    from selenium.webdriver import Keys
+    from selenium.webdriver.support.ui import Select
+
+    first = page.sources()
+    assert len(first) == 16 and page.text("h1").startswith("play ")
+    page.change(lambda: page.click(page.find("#new")))
+    page.change(lambda: Select(page.find("#label")).select_by_visible_text("7"))
+    assert {button.text for button in page.all(".sheet button")} == {"7"}
+    page.change(lambda: page.slide("t", Keys.ARROW_RIGHT, 10))
+    assert "20 %" in page.text("#t-said")
+    page.change(lambda: page.slide("truncation", Keys.HOME))
+    page.change(lambda: page.slide("gamma", Keys.END))
+    assert page.text("#gamma-said") == "4 times its value"
+    assert page.change(lambda: page.click(page.find("#reset"))) == first
+
+
+def test_a_click_on_a_point_shows_where_it_looks(page):
+    images = page.all(".sheet img")
+    box = images[5].rect
+    page.click(images[5], box["width"] / 4, -box["height"] / 4)
+    title = until(lambda: page.text(".look h3"))
+    assert title.startswith("Where image 6, 5 looks from row 6, column 20")
+    assert "Largest weight 0." in page.text(".numbers") and len(page.all(".look tbody tr")) == 5
+    assert decoded(page.sources(".map img")[0]).shape == (336, 336, 3)
+    big, before = page.find(".picture"), page.sources(".map img")
+    page.click(big, -big.rect["width"] / 4, big.rect["height"] / 4)
+    until(lambda: page.sources(".map img") != before)
+    assert "row 20, column 6" in page.text(".look h3") or "row 21, column 7" in page.text(".look h3")
+
+
+def test_the_keyboard_alone_reaches_everything(page):
+    from selenium.webdriver import Keys
+
+    page.find("#reset").send_keys(Keys.TAB, "")
+    page.press(Keys.ENTER)
+    until(lambda: "Where image 1, 0 looks from row 14, column 14" in page.text(".look h3"))
+    page.find(".picture").send_keys(Keys.ARROW_UP)
+    until(lambda: "row 12, column 14" in page.text(".look h3"))
+    label = page.find(".picture").get_attribute("aria-label")
+    assert label == "image 1, 0, point at row 12, column 14; arrow keys move it"
+
+
+def test_everything_has_a_name_for_a_screen_reader(page):
+    nodes = page.window.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = ("button", "combobox", "slider", "spinbutton", "img", "image", "application")
+    found = [node for node in nodes if node.get("role", {}).get("value") in roles and not node["ignored"]]
+    assert len(found) > 30 and [node["role"] for node in found if not node["name"]["value"]] == []
+    assert page.find("#line").get_attribute("role") == "status" and page.all("[aria-live=polite]")
+
+
+def test_two_steps_stand_side_by_side(page):
+    from selenium.webdriver.support.ui import Select
+
+    page.change(lambda: Select(page.find("#beside")).select_by_value("1"))
+    sides = page.all(".side")
+    assert [side.find_element("css selector", "h2").text.split(",")[0] for side in sides] == ["Step 3", "Step 1"]
+    assert sides[0].rect["y"] == sides[1].rect["y"]
+    page.click(page.all(".sheet img")[2])
+    until(lambda: len([found for found in page.all(".look h3") if "Where image 3" in found.text]) == 2)
+
+
+def test_the_discriminator_looks_at_real_images(page):
+    from selenium.webdriver.support.ui import Select
+
+    page.change(lambda: Select(page.find("#network")).select_by_value("discriminator"))
+    assert "D " in page.all(".sheet button")[0].text and not page.find("#t").is_displayed()
+    page.click(page.all(".sheet img")[0])
+    until(lambda: "Where image 1" in page.text(".look h3"))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [320, 500, 1200])
+def test_narrow_and_wide_light_and_dark(run, few, chromium, dark, width):
+    with serving(play.Play(run).routes()) as server:
+        page = Page(chromium, server.url, dark, width)
+        until(lambda: page.sources() and " ms" in page.text("#line"))
+        page.click(page.all(".sheet img")[0])
+        until(lambda: page.text(".look h3"))
+        assert not page.overflows()
+        colour = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert colour == ("rgb(22, 24, 28)" if dark else "rgb(250, 250, 248)")
+    with serving(watch.Watch(run).routes()) as server:
+        page = Page(chromium, server.url, dark, width)
+        until(lambda: page.all("#configuration"), 30)
+        assert not page.overflows()
+
+
+def test_a_page_of_watch_follows_the_run_its_end_and_the_servers_restart(run, few, chromium, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "followed")
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["steps"] = 20
+    (folder / "config.json").write_text(json.dumps(config))
+    routes = watch.Watch(folder).routes()
+    with serving(routes) as server:
+        page = Page(chromium, server.url)
+        until(lambda: page.all("#configuration"), 30)
+        assert page.text("#line").startswith("training: step 1 of 20") and page.text("h1").startswith("followed: drawn")
+        assert len(page.all("svg")) == 6 and len(page.all("section")) == 4
+        port = server.server_port
+        with open(folder / "log.jsonl", "a") as log:
+            log.write('{"step": 10, "seconds": 9.0, "loss_d": 77.25, "loss_g": 1.0}\n')
+        until(lambda: "77.25" in page.text("#curves") and "step 10 of 20" in page.text("#line"))
+        with open(folder / "log.jsonl", "a") as log:
+            log.write('{"step": 20, "seconds": 19.0, "loss_d": 78.25, "loss_g": 1.0}\n')
+        until(lambda: page.text("#line").startswith("done: all 20 steps"))
+        assert page.complaints() == []
+    until(lambda: "has ended: this is the last it showed" in page.text("#line"))
+    assert len(page.all("svg")) == 6
+    with serving(routes, port):
+        until(lambda: page.text("#line").startswith("done"))

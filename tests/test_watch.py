@@ -1,0 +1,137 @@
+"""minisagan watch: the report's sections, served one by one, and again when they changed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from functools import partial
+
+import command_line
+import pytest
+from command_line import SMALL, minisagan, refused, start
+from pages import ask, serving
+
+from minisagan.look import report, watch
+
+apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
+pytestmark = pytest.mark.usefixtures("apart")
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def state(page):
+    return ask(page, "GET", "/state")[2]
+
+
+def section(page, name):
+    status, _, came = ask(page, "GET", f"/section/{name}")
+    assert status == 200
+    return came["html"]
+
+
+def test_the_sections_are_those_of_the_report(copy):
+    with serving(watch.Watch(copy).routes()) as page:
+        assert list(state(page)["sections"]) == list(report.SECTIONS)
+        text, position = report.page(copy), 0
+        for name in report.SECTIONS:
+            position = text.index(section(page, name), position)
+
+
+def test_a_section_is_made_anew_only_when_its_files_changed(copy, monkeypatch):
+    made = []
+    counted = lambda name, make, whole: made.append(name) or make(whole)
+    for name, make in report.SECTIONS.items():
+        monkeypatch.setitem(report.SECTIONS, name, partial(counted, name, make))
+    with serving(watch.Watch(copy).routes()) as page:
+        before = state(page)["sections"]
+        for _ in range(2):
+            for name in before:
+                section(page, name)
+        assert made == list(report.SECTIONS)
+        with open(copy / "log.jsonl", "a") as log:
+            log.write('{"step": 4, "seconds": 9.0, "loss_d": 123.5, "loss_g": 1.0}\n')
+        after = state(page)["sections"]
+        assert [name for name in after if after[name] != before[name]] == ["curves"]
+        assert "discriminator 123.5" in section(page, "curves")
+        shutil.copy(copy / "samples" / "step-00000003.png", copy / "samples" / "step-00000004.png")
+        assert "Step 4" in section(page, "samples")
+        (copy / "evaluation.json").write_text("{")
+        assert "evaluation.json: not written by minisagan evaluate" in section(page, "metrics")
+
+
+def test_a_run_that_is_deleted_or_replaced_meanwhile(copy):
+    with serving(watch.Watch(copy).routes()) as page:
+        away = copy.rename(copy.with_name("away"))
+        assert "cannot be read now" in state(page)["status"]
+        assert "a report is about a run" in section(page, "attention")
+        away.rename(copy)
+        assert "Maps" in section(page, "attention") and state(page)["status"].startswith("done: all 3 steps")
+
+
+def test_how_a_run_stands(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["config"] |= {"steps": 1000, "batch_size": 10}
+    (copy / "config.json").write_text(json.dumps(config))
+    records = [{"step": step, "seconds": step / 4} for step in range(10, 201, 10)]
+    (copy / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    written = (copy / "log.jsonl").stat().st_mtime
+    stands = lambda later: watch.standing(copy, written + later)
+    assert stands(0) == "training: step 200 of 1,000, 40 images/s, 3 min 20 s left"
+    assert stands(10) == "training: step 200 of 1,000, 40 images/s, 3 min 10 s left"
+    assert stands(7200) == "at rest: step 200 of 1,000, 50 s of training; no news for 2 h 00 min"
+    (copy / "log.jsonl").write_text("")
+    assert stands(0) == "step 0 of 1,000: no step is logged yet"
+
+
+def test_the_folder_is_only_read(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    with serving(watch.Watch(copy).routes()) as page:
+        for name in state(page)["sections"]:
+            section(page, name)
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def test_ctrl_c_ends_it_at_once_and_started_anew_it_is_where_it_was(run):
+    urls = []
+    for _ in range(2):
+        with start("watch", run, "--no-browser", text=True) as child:
+            line = child.stdout.readline()
+            urls.append(re.match(rf"(http://127\.0\.0\.1:\d+/)  watch {run}, for this machine alone", line)[1])
+            child.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            assert child.wait(20) == 130 and time.monotonic() - begun < 5 and child.stderr.read() == ""
+    assert urls[0] == urls[1]
+
+
+def test_train_watch_shows_the_run_and_goes_with_the_training(tmp_path):
+    with start("train", *SMALL, "--steps", 100_000, "--watch", "--out", tmp_path / "run", text=True,
+               extra="import os; os.environ['MINISAGAN_WATCH_BROWSER'] = '0'; ") as child:  # fmt: skip
+        lines = iter(child.stderr.readline, "")
+        port = int(next(re.search(r"127\.0\.0\.1:(\d+)/", line)[1] for line in lines if "http://" in line))
+        page = type("Page", (), {"server_port": port})
+        assert re.match("training: step|step 0", state(page)["status"])
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+        assert state(page)["status"]  # for LINGER seconds more
+    watcher = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if str(tmp_path) in command_of(pid)]
+    assert len(watcher) == 1
+    os.kill(int(watcher[0]), signal.SIGTERM)
+
+
+def command_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def test_what_cannot_be_watched_is_one_line(run, tmp_path):
+    assert "nowhere: a report is about a run's folder" in refused("watch", "nowhere")
+    assert "a report is about a run's folder" in refused("watch", run / "checkpoints" / "step-00000003.safetensors")
+    assert minisagan("watch", "-h")[0].count("--beside") == 0
