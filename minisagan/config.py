@@ -89,7 +89,7 @@ class Config:
     seed: int = 0
     d_steps: int = 1  # paper: 1
     lr_g: float = 4e-4  # paper: 1e-4
-    lr_d: float = 8e-4  # paper: 4e-4
+    lr_d: float = 1.6e-3  # paper: 4e-4
     beta1: float = 0.0  # paper: 0
     beta2: float = 0.9  # paper: 0.9; the released code leaves 0.999
     ema: float = 0.999  # not in the paper

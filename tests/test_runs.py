@@ -227,7 +227,7 @@ def test_other_rates_hold_from_there_on_and_are_recorded(tmp_path):
     minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 4)
     minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 5)  # now it is the run's own
     about = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 8e-4, 5)
+    assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 1.6e-3, 5)
     assert about["changes"] == [{"after_step": 2, "was": {"lr_g": 4e-4}, "is": {"lr_g": 1e-5}}]
     assert [(r["step"], r.get("lr_g")) for r in runs.read_log(tmp_path / "a")][2:] == [(3, 1e-5), (4, None), (5, None)]
     for flag, value in (("--width", 16), ("--batch-size", 16), ("--dataset", "mnist")):

@@ -5,7 +5,7 @@
     python examples/claims/spectral_norm.py --full             # more rates, and no spectral norm at all
 
 Two arms, otherwise the same, at one D step for each G step: spectral norm in D only, and in G and D. Each at 4 and at
-8 times the package's learning rates (G 4e-4, D 8e-4, which were found with larger networks and batches, and with
+8 times learning rates of G 4e-4 and D 8e-4 (which were the package's, found with larger networks and batches, and with
 spectral norm in both). The factors come from runs of seed 100, which is not among those measured: at 4, spectral norm
 in D only learned steadily; at 16 both arms stood still, D only from step 250 on, G and D from 300. --full has 1, 2 and
 16, too.
