@@ -1,6 +1,7 @@
 """What tests share: the number of threads, real data where there is some, a GPU or its emulation, the marks."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from minisagan import cpu, cuda
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, here and in all children
     cpu.set_threads(2)  # on any machine: what threads do is tested, and in the same way
 
 

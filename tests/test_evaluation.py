@@ -186,7 +186,7 @@ def test_folders_of_one_class_gone_or_changed(tmp_path):
     (folder / "0.png").unlink()
     assert "not the data that run was trained on: hashes was" in refused("evaluate", "run", code=3)
     shutil.rmtree(folder)
-    assert f"{folder}: the folder of images that run was trained on is not there" in refused("evaluate", "run", code=3)
+    assert f"{folder}: the images that run was trained on are not there" in refused("evaluate", "run", code=3)
 
 
 def test_a_run_that_can_not_be_written(copy, monkeypatch):

@@ -108,8 +108,8 @@ def test_batches_are_the_cpus(gpu, size, channels, flip):
 # Whole steps
 
 one_gpu = pytest.mark.parametrize("gpu", ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
-ARCH = Architecture(width=4, attention=8, latent=8, classes=3)
-CONFIG = Config(batch_size=2, flip=True, ema=0.5, architecture=ARCH)
+ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3)
+CONFIG = Config(batch_size=2, lr_d=8e-4, flip=True, ema=0.5, architecture=ARCH)
 DATA = parity.noise(CONFIG, 5)  # an epoch ends in the middle of a batch
 
 
