@@ -13,7 +13,7 @@ class Architecture:
     """What both networks are made from.
 
     size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
-    classes: 0 for unconditional; attention: the resolution at which both attend, or None; attention_form: "official"
+    classes: 0 for unconditional; pack: how many images of one class D sees at once; attention: the resolution at which both attend, or None; attention_form: "official"
     or "paper"; attention_key: the paper's k, of C channels query and key have C/k (None: C/8, but at least 8);
     spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's running statistics;
     init: "orthogonal" or "xavier".
@@ -23,6 +23,7 @@ class Architecture:
     channels: int = 1
     width: int = 16
     classes: int = 10
+    pack: int = 1  # paper: 1; 2 is PacGAN's (Lin et al. 2018)
     attention: int | None = 16
     attention_form: str = "official"
     attention_key: int | None = None  # paper: 8, where C is 256
@@ -40,6 +41,7 @@ class Architecture:
         require(self.channels in (1, 3), f"images have 1 or 3 channels, not {self.channels}")
         require(self.width >= 1, f"width must be at least 1, not {self.width}")
         require(self.classes >= 0, f"the number of classes can't be {self.classes}")
+        require(1 <= self.pack <= 8, f"D can see 1 to 8 images at once, not {self.pack}")
         require(self.latent >= 1, f"the latent must have at least 1 dimension, not {self.latent}")
         require(0 <= self.momentum < 1, f"batch norm's momentum must be in [0, 1), not {self.momentum}")
         require(
@@ -117,6 +119,11 @@ class Config:
                 below = "" if high == math.inf else f" and below {high}"
                 raise UsageError(f"{name.replace('_', '-')} must be at least {low}{below}, and finite; not {value}")
 
+        if self.batch_size % self.architecture.pack:
+            raise UsageError(
+                f"a batch of {self.batch_size} images can't be seen {self.architecture.pack} at a time: "
+                f"choose --batch-size {-(-self.batch_size // self.architecture.pack) * self.architecture.pack}"
+            )
         self.reading()
 
     def reading(self, **more):

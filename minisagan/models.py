@@ -7,6 +7,8 @@ width * min(S / (2 r), 16).
 
 from contextlib import contextmanager
 
+import numpy as np
+
 from minisagan import ops
 from minisagan.autograd import Tensor
 from minisagan.init import Init
@@ -41,10 +43,23 @@ class Generator(Module):
             return ops.tanh(self.output(self.norm(x)))  # norm ends in its ReLU: (N, S, S, channels)
 
 
+def packed(x, k):
+    """Images as D sees them, k of them as the channels of one: (k N, S, S, C) -> (N, S, S, k C), arrays or Tensors.
+
+    Image i has N + i, 2 N + i, ... beside it. To one that has no variety to offer, such a pack tells more than its
+    images one by one (PacGAN, Lin et al. 2018).
+    """
+    if k == 1:
+        return x
+    n, S, _, C = x.shape
+    return x.reshape(k, n // k, S, S, C).transpose(1, 2, 3, 0, 4).reshape(n // k, S, S, k * C)
+
+
 class Discriminator(Module):
     """(images, labels) -> scores: images (N, S, S, channels) in [-1, 1], labels (N,) or None -> (N,), real above fake.
 
     D(x, y) = linear(h) + <embedding(y), h>, h the last features summed over positions (Miyato and Koyama's projection).
+    One that is trained on packs of images is given those; an image by itself it sees as a pack of equal ones.
     """
 
     def __init__(self, arch, init=None):
@@ -52,7 +67,7 @@ class Discriminator(Module):
         spectral = arch.spectral_norm != "none"
         self.arch = arch
         self.levels = [r for r in (128, 64, 32, 16, 8, 4) if r < arch.size]
-        inputs = arch.channels
+        inputs = arch.pack * arch.channels
         for r in self.levels:
             outputs = arch.discriminator_width(r)
             setattr(self, f"down{r}", DownBlock(init, inputs, outputs, spectral, first=r == self.levels[0]))
@@ -67,6 +82,8 @@ class Discriminator(Module):
     def __call__(self, x, labels=None):
         with spectral_weights(self):
             x = x if isinstance(x, Tensor) else Tensor(x)
+            if x.shape[-1] < self.arch.pack * self.arch.channels:
+                x = self._alone(x)
             for r in self.levels:
                 x = getattr(self, f"down{r}")(x)  # (N, r, r, width at r)
                 if r == self.arch.attention:
@@ -74,6 +91,11 @@ class Discriminator(Module):
             h = ops.relu(self.last(x)).sum((1, 2))  # (N, C)
             score = self.output(h).reshape(-1)  # (N,)
             return score + (self.embedding(labels) * h).sum(1) if self.arch.classes else score
+
+    def _alone(self, x):
+        n, S, _, C = x.shape
+        each = np.zeros((self.arch.pack, 1), x.data.dtype, like=x.data)
+        return (x.reshape(n, S, S, 1, C) + each).reshape(n, S, S, -1)  # (N, S, S, k C)
 
 
 @contextmanager

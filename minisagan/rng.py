@@ -42,6 +42,7 @@ class Stream:
     STANDING_Z = 9  # latents for standing statistics; step = batch
     STANDING_LABELS = 10  # classes of the same
     SHIFT = 11  # how a classifier's training images are moved; step = training step
+    COMPANIONS = 12  # images that D sees at once with those whose turn it is; step = how many steps D has made
 
 
 def bits(count, seed, stream, step, redraw=0):

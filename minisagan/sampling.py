@@ -13,11 +13,15 @@ STANDING_BATCHES = 16  # over which a generator's batch statistics are taken
 def noise(config, z_stream, label_stream, step):
     """What the generator is given for a batch: z (N, latent) standard normal, labels (N,) uniform over the classes.
 
-    Labels are None for an unconditional generator. Both lie where `step` does.
+    Images that D sees at once, i, N/k + i, ... of k, are of one class. Labels are None for an unconditional generator.
+    Both lie where `step` does.
     """
     N, arch = config.batch_size, config.architecture
     z = rng.normal((N, arch.latent), config.seed, z_stream, step)
-    return z, rng.labels(N, arch.classes, config.seed, label_stream, step) if arch.classes else None
+    if not arch.classes:
+        return z, None
+    labels = rng.labels(N // arch.pack, arch.classes, config.seed, label_stream, step)
+    return z, np.concatenate([labels] * arch.pack)
 
 
 def take_statistics(generator, config):

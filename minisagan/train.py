@@ -7,7 +7,6 @@ with two Adams of different rates (TTUR), spectral norm in both networks, fresh 
 average of G's weights, from which samples are drawn.
 """
 
-import math
 import weakref
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from minisagan import cpu, cuda, data, ops, processes, rng
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import Diverged, UsageError
 from minisagan.init import Init
-from minisagan.models import Discriminator, Generator
+from minisagan.models import Discriminator, Generator, packed
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.processes import fork
 from minisagan.sampling import noise, take_statistics
@@ -30,15 +29,17 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
 
     D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
     a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
-    networks. Returns (loss, mean D(real), mean D(fake)) of these images.
+    networks. A D that sees k images at once sees i, n/k + i, ... of them, and they are of one class. Returns (loss,
+    mean D(real), mean D(fake)) of these images.
     """
-    n = len(images)
+    k = D.arch.pack
+    n = len(images) // k
     G.train()
     D.train()
     with no_tape():
         fakes = G(z, fake_labels).data
-    both = None if labels is None else np.concatenate([labels, fake_labels])
-    scores = D(np.concatenate([images, fakes]), both)  # (2n,)
+    both = None if labels is None else np.concatenate([labels[:n], fake_labels[:n]])
+    scores = D(np.concatenate([packed(images, k), packed(fakes, k)]), both)  # (2n,)
     loss = ops.hinge_discriminator(scores)
     descend(loss, D, adam)
     return loss.data, *(ops.mean(Tensor(half)).data for half in (scores.data[:n], scores.data[n:]))
@@ -51,7 +52,8 @@ def generator_step(G, D, adam, ema, z, labels):
     """
     G.train()
     D.eval()
-    loss = ops.hinge_generator(D(G(z, labels), labels))
+    k = D.arch.pack
+    loss = ops.hinge_generator(D(packed(G(z, labels), k), None if labels is None else labels[: len(labels) // k]))
     descend(loss, G, adam)
     ema.step(processes.part(len(ema.weights)))
     return (loss.data,)
@@ -102,12 +104,13 @@ class Training:
         self.adam_d = Adam(self.D.parameters(), config.lr_d, **betas, steps=config.steps * config.d_steps, fall=fall)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
         self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
+        self.by_class = None  # the data's index, once it is needed
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
         steps = self._step_d, self._step_g
         self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
         if processes is None:
-            processes = 1 if gpu else fork.sensible(cpu.threads(), config.batch_size)
-        self.processes, self.forks = fork.checked(processes, config.batch_size), None
+            processes = 1 if gpu else fork.sensible(cpu.threads(), config.batch_size // arch.pack)
+        self.processes, self.forks = fork.checked(processes, config.batch_size // arch.pack), None
 
     def advance(self, count=1):
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
@@ -133,9 +136,8 @@ class Training:
     def _steps(self, count, step):
         """The losses and scores of `count` steps from this one on, (count, len(LOSSES)), of the whole batch."""
         c = self.config
-        seen, batches = step * c.d_steps * c.batch_size, (count, c.d_steps, c.batch_size)
-        order = data.batch_indices(seen, math.prod(batches), len(self.dataset), c.seed).reshape(batches)
-        order = np.asarray(order, like=self.indices)
+        order = [self._seen(step * c.d_steps + i) for i in range(count * c.d_steps)]
+        order = np.asarray(np.reshape(order, (count, c.d_steps, c.batch_size)), like=self.indices)
         history = np.empty((count, len(LOSSES)), np.float32, like=self.losses)
         for k in range(count):
             for i in range(c.d_steps):
@@ -145,6 +147,18 @@ class Training:
             history[k] = processes.total([self.losses])[0]  # a meeting, too: the average of the weights is written
         history /= processes.world()
         return history
+
+    def _seen(self, t):
+        """Which images D's step t sees, (N,): the next ones, each with the others that D sees at once with it."""
+        c, k = self.config, self.config.architecture.pack
+        n = c.batch_size // k
+        indices = data.batch_indices(t * n, n, len(self.dataset), c.seed)
+        if k == 1:
+            return indices
+        if self.by_class is None:
+            labels = self.dataset.labels if c.architecture.classes else np.zeros(len(self.dataset), np.int64)
+            self.by_class = data.by_class(labels)
+        return np.concatenate([indices, *data.companions(indices, k - 1, self.by_class, c.seed, t)])
 
     # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
 

@@ -29,7 +29,7 @@ VARYING = {"size", "channels"}.union(*(values | values.get("architecture", {}) f
 NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from", "strict": "--strict"}
 RATES = ("lr_g", "lr_d")  # which a resumed run may change
 WARM_UP, PACE, SAFETY = 3, 20, 0.97  # steps before the pace is measured, and over which; the share that is planned
-ARCHITECTURE = ("width", "attention", "attention_form", "attention_key", "spectral_norm", "init")
+ARCHITECTURE = ("width", "pack", "attention", "attention_form", "attention_key", "spectral_norm", "init")
 
 
 def setting(flag, **kwargs):
@@ -56,6 +56,7 @@ def setting(flag, **kwargs):
 @click.option("--labels", metavar="FILE", show_default="folders are classes", help="CSV or JSON: each image's class.")
 @setting("--skip-unreadable/--no-skip-unreadable", help="Leave damaged images of a folder out.")
 @click.option("--strict", is_flag=True, show_default=False, help="Refuse a folder that holds anything but images.")
+@setting("--pack", type=int, metavar="K", help="D sees K images of one class at once. Paper: 1.")
 @setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
 @setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 channels.")

@@ -55,6 +55,23 @@ def to_uint8(x, size):
     return np.rint(np.clip((crop(x, size) + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
+def by_class(labels):
+    """An index of samples by their class: (labels, all samples class after class, where each starts, its size)."""
+    sizes = np.bincount(labels)
+    return labels, np.argsort(labels, kind="stable"), np.cumsum(sizes) - sizes, sizes
+
+
+def companions(indices, count, index, seed, step):
+    """For each sample of `indices` (n,), `count` more of its class, drawn from all of it: (count, n) int64.
+
+    `index` is by_class(labels) of the data.
+    """
+    labels, ordered, starts, sizes = index
+    label = labels[indices]
+    places = rng.uniform((count, len(indices)), seed, rng.Stream.COMPANIONS, step) * sizes[label]  # in [0, size)
+    return ordered[starts[label] + places.astype(np.int64)]
+
+
 @lru_cache(maxsize=2)  # a batch touches at most two epochs, unless it is larger than the data
 def _permutation(n, seed, epoch):
     return rng.permutation(n, seed, epoch)
