@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from minisagan import data, rng
-from minisagan.data import Dataset, cifar, decode, download, idx
+from minisagan.data import Dataset, by_class, cifar, companions, decode, download, idx
 from minisagan.data import pixels as cache_of_pixels
 from minisagan.errors import DataError, UsageError
 
@@ -94,6 +94,19 @@ def test_batch_indices_is_one_stream_of_permutations():
 
 
 # --- names and places ---------------------------------------------------------------------------------------
+
+
+def test_companions_are_any_of_the_same_class():
+    labels = np.array([2, 0, 2, 2, 0, 4, 2])  # of class 4 there is one, of 1 and 3 none
+    index, asked = by_class(labels), np.tile(np.arange(7), 400)
+    found = companions(asked, 3, index, seed=5, step=8)
+    assert found.shape == (3, 2800) and (labels[found] == labels[asked]).all()
+    for label in (0, 2):
+        members, counts = np.unique(found[:, labels[asked] == label], return_counts=True)
+        assert members.tolist() == np.flatnonzero(labels == label).tolist()
+        assert abs(counts / counts.mean() - 1).max() < 0.1  # 1,200 of each, whose deviation is 30 to 35
+    np.testing.assert_array_equal(companions(asked, 3, index, 5, 8), found)
+    assert (companions(asked, 3, index, 5, 9) != found).any() and (companions(asked, 3, index, 6, 8) != found).any()
 
 
 def test_data_folder(monkeypatch, tmp_path):

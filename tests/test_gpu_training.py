@@ -141,9 +141,11 @@ def check_equal(mine, wanted, tolerance):
 
 
 @one_gpu
-def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding(gpu, monkeypatch):
+@pytest.mark.parametrize("pack", [1, 2])
+def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding(gpu, monkeypatch, pack):
     monkeypatch.setattr(cuda, "WARM_UP", 1)
-    graph, eager, cpu = opened(gpu=True), opened(gpu=True, graph=False), opened()
+    config = replace(CONFIG, architecture=replace(ARCH, pack=pack))
+    graph, eager, cpu = opened(config, gpu=True), opened(config, gpu=True, graph=False), opened(config)
     losses = graph.advance(3)  # the last two from the graphs
     assert graph.step_d.recorded and graph.step_g.recorded
     eager.advance()

@@ -7,7 +7,7 @@ from minisagan.autograd import Tensor, no_tape
 from minisagan.config import Architecture, Config
 from minisagan.errors import UsageError
 from minisagan.init import Init
-from minisagan.models import Discriminator, Generator
+from minisagan.models import Discriminator, Generator, packed
 
 
 class Shapes(Init):
@@ -46,6 +46,25 @@ def test_every_size_makes_images_and_scores_them(size, classes):
         scores = Discriminator(arch)(images, labels).data
     assert images.shape == (2, size, size, 3) and images.dtype == np.float32 and abs(images).max() < 1
     assert scores.shape == (2,) and np.isfinite(scores).all()
+
+
+def test_a_pack_has_its_images_as_channels():
+    x = np.random.default_rng(0).standard_normal((6, 32, 32, 2)).astype(np.float32)
+    for found in (packed(x, 3), packed(Tensor(x), 3).data):
+        assert found.shape == (2, 32, 32, 6)
+        for i in range(2):
+            for k in range(3):
+                np.testing.assert_array_equal(found[i, ..., 2 * k : 2 * k + 2], x[2 * k + i])
+    assert packed(x, 1) is x
+
+
+def test_a_discriminator_of_packs_sees_an_image_by_itself_as_a_pack_of_equal_ones():
+    D = Discriminator(Architecture(width=8, classes=3, pack=2)).eval()
+    x, labels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 1)).astype(np.float32), np.array([2, 0])
+    with no_tape():
+        pair = D(packed(np.concatenate([x, x]), 2), labels).data
+        np.testing.assert_array_equal(D(x, labels).data, pair)
+        assert (abs(D(packed(np.concatenate([x, x[::-1]]), 2), labels).data - pair) > 1e-3).all()
 
 
 def test_evaluation_is_the_same_twice_and_training_moves_u_and_the_statistics():
@@ -87,6 +106,7 @@ def test_the_gates_of_attention_start_closed():
         ({"channels": 2}, "images have 1 or 3 channels, not 2"),
         ({"attention": 32}, "attention at 32: at 32x32 it is at 8, 16 or none"),
         ({"width": 4}, "attention at 16 needs 8 channels there; with width 4 it has 4: take a width of 8 or more"),
+        ({"pack": 9}, "D can see 1 to 8 images at once, not 9"),
         ({"attention_form": "other"}, "attention form must be official or paper"),
         ({"attention_key": 17}, "attention key C/k: of C = 16 channels k can be 1 to 16, not 17"),
         ({"spectral_norm": "G"}, "spectral norm must be both, discriminator or none"),

@@ -48,8 +48,9 @@ def bits(training):
         replace(CONFIG, d_steps=2, beta1=0.5, architecture=replace(CONFIG.architecture, classes=0)),
         replace(CONFIG, architecture=replace(CONFIG.architecture, spectral_norm="none", attention_form="paper")),
         replace(CONFIG, batch_size=2 * fork.FEWEST),
+        replace(CONFIG, batch_size=16 * fork.FEWEST, architecture=replace(CONFIG.architecture, pack=2)),
     ],
-    ids=["conditional", "unconditional", "without spectral norm", "the fewest images"],
+    ids=["conditional", "unconditional", "without spectral norm", "the fewest images", "packs"],
 )
 def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
     alone = opened(1, config)
