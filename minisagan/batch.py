@@ -13,14 +13,14 @@ from minisagan import cpu, cuda, processes
 def sum(f, *arrays):
     """f(*arrays), where f sums over images: arrays (N, ...), an image in each row of their first axis -> f's shape.
 
-    f is called, on several threads, once for each part of the batch: images k, k + 8, ..., of which there may be none.
+    f is called, on several threads, once for each part of the batch: of 8 parts, images k, k + 8, ..., if there are any.
     So f must not use threads itself. The parts are added in halves, k to k + 4, and so on: not one bit depends on how
     many threads or processes work. Where processes share the batch, each gets the sum over its own parts, and
     train.descend adds these. On a GPU f is called once: its kernels keep an order of their own.
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)
-    count = processes.PARTS // processes.world()
+    count = processes.parts() // processes.world()
     parts = [None] * count
 
     def body(k):

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field, fields
 
-from minisagan import data
+from minisagan import data, processes
 from minisagan.data import SIZES
 from minisagan.errors import UsageError
 
@@ -80,7 +80,8 @@ class Architecture:
 class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
-    `ema` is the decay of the running average of G's weights (0: no average); `fall` the share of the steps, at their
+    `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
+    many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall` the share of the steps, at their
     end, in which both learning rates fall linearly to 0; `flip` mirrors half of the images.
     `fit`, `labels` and `skip_unreadable` say how a folder of images is read, as in data.Reading.
     """
@@ -88,6 +89,7 @@ class Config:
     dataset: str = "drawn-digits"
     steps: int = 1500  # paper: 1,000,000
     batch_size: int = 64  # paper: 256
+    parts: int = processes.PARTS
     seed: int = 0
     d_steps: int = 1  # paper: 1
     lr_g: float = 4e-4  # paper: 1e-4
@@ -119,6 +121,8 @@ class Config:
                 below = "" if high == math.inf else f" and below {high}"
                 raise UsageError(f"{name.replace('_', '-')} must be at least {low}{below}, and finite; not {value}")
 
+        if self.parts < 1 or self.parts & (self.parts - 1):
+            raise UsageError(f"parts must be a power of 2, not {self.parts}")
         if self.batch_size % self.architecture.pack:
             raise UsageError(
                 f"a batch of {self.batch_size} images can't be seen {self.architecture.pack} at a time: "

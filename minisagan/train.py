@@ -7,18 +7,17 @@ with two Adams of different rates (TTUR), spectral norm in both networks, fresh 
 average of G's weights, from which samples are drawn.
 """
 
-import weakref
 from dataclasses import replace
 
 import numpy as np
 
-from minisagan import cpu, cuda, data, ops, processes, rng
+from minisagan import cpu, cuda, data, ops, processes, rng, team
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import Diverged, UsageError
 from minisagan.init import Init
+from minisagan.launcher import launched
 from minisagan.models import Discriminator, Generator, packed
 from minisagan.optim import EMA, Adam, flatten
-from minisagan.processes import fork
 from minisagan.sampling import noise, take_statistics
 
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d: mean scores
@@ -69,7 +68,7 @@ def descend(loss, network, adam):
     shares = grad(loss, network.used, np.ones_like(loss.data) / processes.world())
     gradients = grad(network.used, adam.parameters, processes.total(shares))
     adam.step(gradients, processes.part(len(adam.weights)))
-    processes.publish()
+    processes.publish(adam.weights)
 
 
 class Training:
@@ -78,8 +77,9 @@ class Training:
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
     data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU so many
-    `processes` share each batch (None: as many as suit cpu.threads() and this batch), and not one bit of the weights
-    depends on their number. The others start with the first step; later changes to `state` here reach them as well.
+    `processes` share each batch (None: all that MPI's launcher started, else as many as suit cpu.threads() and this
+    batch), and not one bit of the weights depends on their number. The others start with the first step; later changes
+    to `state` here reach forks as well, but no other ranks of MPI.
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
@@ -108,9 +108,10 @@ class Training:
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
         steps = self._step_d, self._step_g
         self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
-        if processes is None:
-            processes = 1 if gpu else fork.sensible(cpu.threads(), config.batch_size // arch.pack)
-        self.processes, self.forks = fork.checked(processes, config.batch_size // arch.pack), None
+        self.processes, self.team = team.size(processes, config, gpu), None
+        self.invited = processes is None and launched()[1] > 1  # MPI's other ranks
+        if self.invited and launched()[0] == 0:
+            team.invite(self)
 
     def advance(self, count=1):
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
@@ -118,11 +119,9 @@ class Training:
         They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Diverged,
         naming the first tensor with a NaN or an infinity, when a loss of any of the steps is not finite.
         """
-        if self.processes == 1:
-            history = self._steps(count, self.step)
-        else:
-            history = self._forks().run(self._steps, count, self.step)
-        history = cuda.to_host(history)
+        if not self.team or self.team.ended:
+            self.team = team.assemble(self, self.invited)
+        history = cuda.to_host(self.team.run(self.steps, count, self.step))
         self.step += count
         bad = ~np.isfinite(history).all(1)
         if bad.any():
@@ -133,7 +132,7 @@ class Training:
             )
         return dict(zip(LOSSES, history[-1].tolist(), strict=True))
 
-    def _steps(self, count, step):
+    def steps(self, count, step):
         """The losses and scores of `count` steps from this one on, (count, len(LOSSES)), of the whole batch."""
         c = self.config
         order = [self._seen(step * c.d_steps + i) for i in range(count * c.d_steps)]
@@ -144,8 +143,11 @@ class Training:
                 self.indices[...] = order[k, i]
                 self.step_d()
             self.step_g()
-            history[k] = processes.total([self.losses])[0]  # a meeting, too: the average of the weights is written
+            history[k] = processes.total([self.losses])[0]
         history /= processes.world()
+        for adam in (self.adam_d, self.adam_g):
+            processes.publish(adam.m, adam.v, adam.g)  # which nobody but their owners read between steps
+        processes.publish(self.ema.average)
         return history
 
     def _seen(self, t):
@@ -176,17 +178,10 @@ class Training:
         z, labels = map(processes.share, noise(self.config, rng.Stream.Z_G, rng.Stream.LABELS_G, self.adam_g.t))
         (self.losses[3],) = generator_step(self.G, self.D, self.adam_g, self.ema, z, labels)
 
-    def _forks(self):
-        """The other processes. Weights, moments and averages lie in memory that they share; the rest is carried."""
-        if not self.forks or not self.forks.peers:
-            # gradients are the most that they exchange, or batch norm's two numbers for each image and channel
-            widest = self.config.architecture.generator_width(4) * self.config.batch_size * 8
-            largest = max(self.adam_g.weights.nbytes, self.adam_d.weights.nbytes, widest)
-            small = [buffer for net in (self.G, self.D) for buffer in net.buffers().values()]
-            small += [self.adam_g.t, self.adam_d.t, self.ema.t, self.adam_g.steps, self.adam_d.steps]
-            self.forks = fork.Forks(self.processes, largest, self._steps, small)
-            weakref.finalize(self, self.forks.close)
-        return self.forks
+    def small(self):
+        """The arrays that are neither shared nor owned in parts: each process has its own, all alike."""
+        counts = [self.adam_g.t, self.adam_d.t, self.ema.t, self.adam_g.steps, self.adam_d.steps]
+        return [buffer for net in (self.G, self.D) for buffer in net.buffers().values()] + counts
 
     def end_at(self, steps):
         """Let the run end after so many steps: a rate that falls to 0 does so then."""

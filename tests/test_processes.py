@@ -16,7 +16,7 @@ import pytest
 from minisagan import batch, cpu, nn, ops, parity, processes
 from minisagan.autograd import Tensor, grad
 from minisagan.config import Architecture, Config
-from minisagan.errors import Fault
+from minisagan.errors import Fault, UsageError
 from minisagan.init import Init
 from minisagan.measures import measure
 from minisagan.optim import Adam
@@ -64,8 +64,8 @@ def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
 
 
 def test_processes_that_cannot_have_equal_shares_are_refused():
-    for count, size in ((3, 64), (16, 64), (2, 9)):
-        with pytest.raises(ValueError, match=f"{count} processes: must divide 8 and the batch of {size}"):
+    for count, size in ((3, 64), (16, 64), (2, 9), (0, 64)):
+        with pytest.raises(UsageError, match=f"{count} processes: must divide the 8 parts .* a batch of {size}"):
             Training(replace(CONFIG, batch_size=size), DATA, processes=count)
 
 

@@ -16,6 +16,7 @@ import click
 
 from minisagan import __version__
 from minisagan.errors import Fault
+from minisagan.launcher import launched
 
 COMMANDS = {
     "train": "Train a GAN on a data set, or go on with a run.",
@@ -56,6 +57,12 @@ class Commands(click.Group):
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
         with contextlib.suppress(AttributeError):  # there may be no stdout
             sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no UTF-8: it goes out as it is
+        rank, world = launched()
+        if world > 1:
+            from minisagan.processes import mpi
+
+            if rank:
+                sys.exit(mpi.serve())
         try:
             code = super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:  # what click makes of a KeyboardInterrupt
@@ -71,6 +78,8 @@ class Commands(click.Group):
         except Exception as error:
             kind = type(error).__name__
             code = self._fail(1, f"internal error, {kind}: {error}; minisagan --debug COMMAND ... shows where")
+        if world > 1:
+            mpi.end(code or 0)
         sys.exit(code or 0)
 
     def _fail(self, code, message):

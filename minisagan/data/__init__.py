@@ -30,6 +30,7 @@ class Dataset:
     classes  the names of the classes
     hashes   file -> sha256 of what was read: a run records them
     skipped  names of damaged images that were left out
+    origin   the arguments that `load` made it from; None if it did not
     """
 
     name: str
@@ -38,6 +39,7 @@ class Dataset:
     classes: tuple
     hashes: dict
     skipped: tuple = ()
+    origin: tuple | None = None
 
     @property
     def size(self):
@@ -82,7 +84,7 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
     own. To read a folder that bears the name of a set, write ./name.
     Raises UsageError for what cannot be asked, DataError for files that are missing or damaged.
     """
-    where = data_folder(data_dir)
+    origin, where = (name, data_dir, split, size, how), data_folder(data_dir)
     if split not in ("train", "test"):
         raise UsageError(f"no split {split!r}: a data set has train and test")
     path, named = Path(name), name in NAMES
@@ -92,7 +94,7 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
         size = size or 64
         if size not in SIZES:
             raise UsageError(f"size {size}: images are {', '.join(map(str, SIZES))} pixels wide")
-        return Dataset(str(name), *folder.load(path, size, where, how))
+        return Dataset(str(name), *folder.load(path, size, where, how), origin=origin)
     if replace(how, channels=None, strict=False) != AS_USUAL:
         raise UsageError(f"{name}: only of a folder of images can fit, labels or skip-unreadable be chosen")
     if named and size not in (None, SIZES[0]):
@@ -116,7 +118,7 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
     for what, asked, has in ("size", size, dataset.size), ("channels", how.channels, dataset.channels):
         if asked not in (None, has):
             raise UsageError(f"{name} has {what} {has}, not {asked}: only folders of images are converted")
-    return dataset
+    return replace(dataset, origin=origin)
 
 
 def _draw(split):

@@ -5,21 +5,49 @@
     gather(x)          the arrays x of all processes
     total(xs)          the sums of their arrays: a step's gradients, once a step
     part(size)         the slice of a flat array that this process updates
-    publish()          each has updated its part of arrays that all share: now all can read them
+    publish(*arrays)   each has updated its part of these flat arrays: now all can read all of them
 
-Process r has the images r, r + world, ... of a batch. A sum over the batch is made of PARTS sums, of the images k,
-k + PARTS, ... each, which are added in halves: k to k + PARTS/2, and so on (batch.py). `world` divides PARTS, so each
-of them lies in one process, and the last of those additions are `total`'s. The order of additions, and with it every
-bit, is the same for 1, 2, 4 or 8 processes. What carries the arrays is a back end's business (fork.py).
+Process r has the images r, r + world, ... of a batch. A sum over the batch is made of parts() sums, of the images k,
+k + parts(), ... each, which are added in halves: k to k + parts()/2, and so on (batch.py). `world` divides parts(), so
+each of them lies in one process, and the last of those additions are `total`'s. The order of additions, and with it
+every bit, is the same for 1, 2, 4 or 8 processes. What carries the arrays is a back end's business: fork.py on one
+machine, mpi.py on more.
 """
 
 from contextlib import contextmanager
 
 import numpy as np
 
-PARTS = 8  # of which a sum over the batch is made; at most so many processes share a batch
+from minisagan.errors import UsageError
+
+PARTS = 8  # of which a sum over the batch is made, if no configuration says otherwise
 
 _group = None  # the back end's group of processes in which this one computes just now
+
+
+class Alone:
+    """A group of one process."""
+
+    rank, world, ended = 0, 1, False
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def run(self, work, a, b):
+        """What work(a, b) returns, as a member of this group."""
+        with member(self):
+            return work(a, b)
+
+    def exchange(self, x):
+        return x[None]
+
+    def publish(self, arrays):
+        pass
+
+
+def parts():
+    """Of how many sums a sum over the batch is made just now; at most so many processes share a batch."""
+    return _group.parts if _group else PARTS
 
 
 def world():
@@ -55,18 +83,30 @@ def total(xs):
 
 def part(size):
     """The slice of a flat array of this size that this process updates."""
-    return slice(size * rank() // world(), size * (rank() + 1) // world())
+    return part_of(size, rank(), world())
 
 
-def publish():
-    """Wait until all processes are here, and can read what each has written to arrays in shared memory."""
+def part_of(size, rank, world):
+    """The slice that a process of this rank updates."""
+    return slice(size * rank // world, size * (rank + 1) // world)
+
+
+def publish(*arrays):
+    """Each process has updated its part of these flat arrays: all are here when it returns, and have all of them."""
     if _group:
-        _group.meet()
+        _group.publish(arrays)
+
+
+def checked(count, batch_size, parts):
+    """`count`; UsageError if so many processes can't have equal shares of a batch that is summed in so many parts."""
+    if count < 1 or parts % count or batch_size % count:
+        raise UsageError(f"{count} processes: must divide the {parts} parts (--parts) and a batch of {batch_size}")
+    return count
 
 
 @contextmanager
 def member(group):
-    """Inside, this process is one of `group`, which has rank, world, exchange and meet."""
+    """Inside, this process is one of `group`, which has parts, rank, world, exchange and publish."""
     global _group
     before, _group = _group, group
     try:

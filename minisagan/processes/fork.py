@@ -24,23 +24,16 @@ PATIENCE = 2e-3  # s that a process looks again and again before it sleeps: waki
 ENDED = "a process that shared the batch has ended: was it killed, or is the memory full?"
 
 
-def sensible(cores, batch_size):
-    """How many processes should share batches of this size on so many cores: 1, 2, 4 or 8."""
+def sensible(cores, batch_size, parts=processes.PARTS):
+    """How many processes should share batches of this size, summed in so many parts, on so many cores."""
     count = 1
     if sys.platform == "linux":
         while (
-            2 * count <= min(cores, processes.PARTS)
+            2 * count <= min(cores, parts)
             and batch_size % (2 * count) == 0
             and batch_size >= 2 * count * FEWEST
         ):
             count *= 2
-    return count
-
-
-def checked(count, batch_size):
-    """`count`; ValueError if so many processes can't have equal shares of a batch."""
-    if processes.PARTS % count or batch_size % count:
-        raise ValueError(f"{count} processes: must divide {processes.PARTS} and the batch of {batch_size}")
     return count
 
 
@@ -53,8 +46,8 @@ class Forks:
     each. A process that dies, however it dies, is noticed by all others (Fault), and none outlives the first.
     """
 
-    def __init__(self, world, nbytes, work, state=()):
-        self.world, self.turn, self.owner = world, 0, os.getpid()
+    def __init__(self, world, nbytes, work, state=(), parts=processes.PARTS):
+        self.world, self.parts, self.turn, self.owner = world, parts, 0, os.getpid()
         self.slots = cpu.shared(2 * world * nbytes, np.uint8).reshape(2, world, nbytes)
         self.state, self.carried = state, [cpu.shared(x.size, x.dtype).reshape(x.shape) for x in state]
         pairs = {(a, b): socket.socketpair() for b in range(world) for a in range(b)}
@@ -121,6 +114,10 @@ class Forks:
         self.meet()
         return slots
 
+    def publish(self, arrays):
+        """The arrays lie in memory that all share: what is wanted is that nobody reads too early."""
+        self.meet()
+
     def meet(self):
         """Wait until all processes are here."""
         for peer in self.peers:
@@ -149,6 +146,10 @@ class Forks:
             except BlockingIOError:
                 os.sched_yield()
         return peer.recv(1)
+
+    @property
+    def ended(self):
+        return not self.peers
 
     def close(self):
         """End the forks. In a fork, which may find an older group among its garbage, this does nothing."""

@@ -1,0 +1,142 @@
+"""Processes that mpiexec started, on one machine or on many: MPI carries what they exchange.
+
+    mpiexec -n 4 minisagan train
+
+Rank 0 is the program: it reads the command line, and it alone touches the run's folder. The others wait in `serve` for
+what it gives all of them to do, and need nothing but the data set. A sum over the processes is made of what all of them
+have gathered, in an order of our own (processes/__init__.py): MPI's Allreduce promises none.
+"""
+
+import signal
+import socket
+import sys
+
+import numpy as np
+
+from minisagan import __version__, processes
+from minisagan.errors import DataError, Fault
+from minisagan.launcher import launched
+
+_apart = False  # whether an error came in the middle of what all do: the other ranks can't be told, only ended
+
+
+def comm():
+    """MPI's world of processes; Fault if there is no mpi4py, or if its library is not the launcher's."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise Fault(f"started by an MPI launcher, but without mpi4py: {error}; pip install 'minisagan[mpi]'") from error
+    if MPI.COMM_WORLD.size != launched()[1]:
+        raise Fault(
+            f"the launcher started {launched()[1]} processes, but mpi4py's {library()} finds {MPI.COMM_WORLD.size}: "
+            "start them with that library's own mpiexec"
+        )
+    return MPI.COMM_WORLD
+
+
+def library():
+    """The MPI library's name and version."""
+    from mpi4py import MPI
+
+    return " ".join(MPI.Get_library_version().replace("\x00", "").split("\n")[0].split())
+
+
+def serve():
+    """The life of a rank above 0: it does whatever rank 0 gives all to do, until there is no more."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a launcher passes them to all: rank 0 sees to them
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    world = comm()
+    try:
+        while job := world.bcast(None):
+            job[0](*job[1:])
+    except BaseException as error:
+        sys.stderr.write(f"Error: {_named()}: {type(error).__name__}: {' '.join(str(error).split())}\n")
+        sys.stderr.flush()
+        world.Abort(1)
+
+
+def call(function, *args):
+    """On rank 0: let all other ranks call function(*args), which is pickled, too."""
+    comm().bcast((function, *args))
+
+
+def end(code):
+    """On rank 0, when the program ends: let the others end, too; by force if they can't be told any more."""
+    if _apart:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        comm().Abort(code)
+    comm().bcast(None)
+
+
+def agree(error=None, **facts):
+    """All ranks call this at once: True if nobody has an error (a text), and all have the same facts and version.
+
+    Otherwise False, and on rank 0 a DataError that names the rank and its host.
+    """
+    world = comm()
+    every = world.allgather((_named(), error, {"version of minisagan": __version__, **facts}))
+    first = every[0][2]
+    for name, error, found in every:
+        differs = [what for what in first if not error and found[what] != first[what]]
+        if error or differs:
+            if not world.rank:
+                why = error or f"another {differs[0]} than rank 0 has: {found[differs[0]]}, not {first[differs[0]]}"
+                raise DataError(f"{name}: {why}")
+            return False
+    return True
+
+
+def _named():
+    return f"rank {launched()[0]} on {socket.gethostname()}"
+
+
+class Ranks:
+    """All processes of MPI as those that share a batch: like fork.Forks, except that each has memory of its own.
+
+    `state` are small arrays that may change on rank 0 between two runs: each run carries them to the others. Where rank
+    0 calls `run(work, a, b)`, all others get `there(state, a, b)`, a function that can be found by its name, to call:
+    it calls their `follow(work, state, a, b)`.
+    """
+
+    ended = False
+
+    def __init__(self, there, state, parts=processes.PARTS):
+        self.comm, self.parts, self.there, self.state = comm(), parts, there, state
+        self.rank, self.world = self.comm.rank, self.comm.size
+
+    def run(self, work, a, b):
+        """What work(a, b) returns on rank 0."""
+        global _apart
+        call(self.there, [x.copy() for x in self.state], a, b)
+        _apart = True
+        with processes.member(self):
+            found = work(a, b)
+        _apart = False
+        return found
+
+    def follow(self, work, state, a, b):
+        for x, carried in zip(self.state, state, strict=True):
+            x[...] = carried
+        with processes.member(self):
+            work(a, b)
+
+    def carry(self, arrays):
+        """Give rank 0's arrays to all: every rank calls this."""
+        for x in arrays:
+            self.comm.Bcast(x)
+
+    def exchange(self, x):
+        """The arrays x of all processes, in order: (world, *x.shape)."""
+        every = np.empty((self.world, *x.shape), x.dtype)
+        self.comm.Allgather(np.ascontiguousarray(x), every)
+        return every
+
+    def publish(self, arrays):
+        """Each rank has updated its part of these flat arrays: now all have all of them."""
+        from mpi4py import MPI
+
+        for x in arrays:
+            parts = [processes.part_of(x.size, rank, self.world) for rank in range(self.world)]
+            self.comm.Allgatherv(MPI.IN_PLACE, [x, [part.stop - part.start for part in parts]])
