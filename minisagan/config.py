@@ -13,9 +13,9 @@ class Architecture:
     """What both networks are made from.
 
     size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
-    classes: 0 for unconditional; pack: how many images of one class D sees at once; attention: the resolution at which both attend, or None; attention_form: "official"
-    or "paper"; attention_key: the paper's k, of C channels query and key have C/k (None: C/8, but at least 8);
-    spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's running statistics;
+    classes: 0 for unconditional; pack: how many images of one class D sees at once; attention: the resolution at which
+    both attend, or None; attention_form: "official" or "paper"; attention_key: the paper's k, of C channels query and
+    key have C/k (None: C/8, but at least 8); spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's running statistics;
     init: "orthogonal" or "xavier".
     """
 
@@ -81,8 +81,9 @@ class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
     `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
-    many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall` the share of the steps, at their
-    end, in which both learning rates fall linearly to 0; `flip` mirrors half of the images.
+    many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
+    the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
+    images.
     `fit`, `labels` and `skip_unreadable` say how a folder of images is read, as in data.Reading.
     """
 

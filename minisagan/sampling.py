@@ -5,6 +5,7 @@ import numpy as np
 from minisagan import cuda, data, nn, rng
 from minisagan.autograd import no_tape
 from minisagan.data.download import progress
+from minisagan.processes import mpi
 
 BATCH = 16  # images that `draw` makes at a time
 STANDING_BATCHES = 16  # over which a generator's batch statistics are taken
@@ -59,17 +60,28 @@ def draw(generator, count, classes, seed, size, truncation=None):
 
     Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
     however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product
-    may round differently for another number of rows.
+    may round differently for another number of rows. Ranks of MPI, if there are any, draw a share each.
     """
     padded = -(-count // BATCH) * BATCH
     z = latents(generator, padded, seed, truncation)
     labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
-    images = np.empty((padded, size, size, generator.arch.channels), np.uint8)
-    for i in range(0, padded, BATCH):
-        batch = slice(i, i + BATCH)
-        images[batch] = data.to_uint8(generate(generator, z[batch], None if labels is None else labels[batch]), size)
-        progress("drawing", min(i + BATCH, count), count)
+    images = np.empty((padded // BATCH, BATCH, size, size, generator.arch.channels), np.uint8)
+    for rank, drawn in enumerate(every := mpi.spread(_drawn, generator, z, labels, size)):
+        images[rank :: len(every)] = drawn
+    images = images.reshape(padded, *images.shape[2:])
     return images[:count], None if labels is None else labels[:count]
+
+
+def _drawn(rank, world, generator, z, labels, size):
+    """Every world-th batch of BATCH images, from this rank's first on: uint8 (batches, BATCH, size, size, C)."""
+    drawn, firsts = [], range(rank * BATCH, len(z), world * BATCH)
+    for i in firsts:
+        batch = slice(i, i + BATCH)
+        images = generate(generator, z[batch], None if labels is None else labels[batch])
+        drawn.append(data.to_uint8(images, size))
+        if rank == 0:
+            progress("drawing", min(i + world * BATCH, len(z)), len(z))
+    return np.array(drawn, np.uint8).reshape(len(firsts), BATCH, size, size, generator.arch.channels)
 
 
 def latents(generator, count, seed, truncation=None):

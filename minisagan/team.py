@@ -16,13 +16,15 @@ _training = None  # on a rank above 0: the training that it has a share in
 
 def size(processes, config, gpu):
     """How many processes share each batch; None: all of MPI's, else as many as suit the cores and the batch."""
-    images = config.batch_size // config.architecture.pack
+    pack = config.architecture.pack
+    images = config.batch_size // pack  # or packs of them: what each process has to have equally many of
     if processes is None:
         rank, world = launched()
         if world > 1 and gpu:
-            raise UsageError("one GPU for each of MPI's processes is not there yet: start one process, or --device cpu")
+            raise UsageError("MPI's processes share batches on CPUs only: start one process for a GPU, or --device cpu")
         if world > 1 and images < world * fork.FEWEST:
-            raise UsageError(f"{world} processes need {fork.FEWEST} images each: --batch-size {world * fork.FEWEST} or more")
+            least = world * fork.FEWEST * pack
+            raise UsageError(f"{world} processes need {fork.FEWEST * pack} images each: --batch-size {least} or more")
         processes = world if world > 1 else 1 if gpu else fork.sensible(cpu.threads(), images, config.parts)
     return checked(processes, images, config.parts)
 

@@ -12,7 +12,8 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "primitives", "autograd", "rng"),
+    *("errors", "launcher", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "processes.mpi"),
+    *("primitives", "autograd", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.conv", "ops.cross_entropy"),
     *("ops.embedding", "ops.hinge", "ops.resample", "ops.spectral", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda"),
@@ -21,7 +22,7 @@ ORDER = [
     *("gradcheck", "init", "nn", "models", "sampling", "measures", "selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
     *("look", "look.words", "look.server", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),
-    *("train", "export", "run.folder", "run.loop", "look.report", "look.watch", "look.play", "bench", "parity"),
+    *("team", "train", "export", "run.folder", "run.loop", "look.report", "look.watch", "look.play", "bench", "parity"),
     *("commands.choices", "commands.hardware", "commands.progress", "commands.serving"),
     *("commands.*", "commands", "__main__"),
 ]
@@ -30,6 +31,7 @@ ORDER = [
 OTHERS = {
     "numpy": ["*"],
     "threadpoolctl": ["cpu"],
+    "mpi4py": ["processes.mpi"],
     "cupy": ["cuda"],
     "cuda": ["cuda"],
     "PIL": ["data.decode", "look.pictures", "look.plot"],

@@ -10,6 +10,8 @@ from minisagan import __version__, cpu, cuda, data, parity, selfcheck
 from minisagan.commands import hardware
 from minisagan.data import cifar, idx
 from minisagan.data.download import locate
+from minisagan.launcher import launched
+from minisagan.processes import mpi
 
 PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl")
 SELF_TEST = "attend"
@@ -31,6 +33,7 @@ def command():
     obstacle = hardware.use()
     click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {obstacle or f'used as {cuda.describe()}'}")
     there = "none: no home folder; $MINISAGAN_DATA names another" if where is None else where
+    click.echo(f"MPI              {_ranks()}")
     click.echo(f"data folder      {there}{' (not there yet)' if where and not where.is_dir() else ''}")
     for name in data.NAMES:
         click.echo(f"  {name:14} {_found(name, where)}")
@@ -53,6 +56,15 @@ def _same_on_gpu():
         shown = ", ".join(f"{what} {error:.1e}" for what, error in errors.items())
         click.echo(f"GPU against CPU  {'TF32' if tf32 else 'float32'}: {shown} (at most {allowed:g})")
     return same
+
+
+def _ranks():
+    """The launcher's processes and the MPI library, or whether there could be any."""
+    world = launched()[1]
+    if world > 1:
+        return f"{world} processes, {mpi.library()}" if mpi.comm() else None
+    version = _version("mpi4py")
+    return f"mpi4py {version}, no launcher" if version != "not installed" else f"{version}: pip install 'minisagan[mpi]'"
 
 
 def _version(package):

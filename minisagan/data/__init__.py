@@ -12,7 +12,9 @@ from minisagan.data.batches import batch, batch_indices, by_class, companions, c
 from minisagan.data.folder import Reading
 from minisagan.errors import DataError, UsageError
 
-__all__ = ["Dataset", "Reading", "batch", "batch_indices", "by_class", "companions", "crop", "data_folder", "load", "to_uint8"]
+__all__ = [
+    "Dataset", "Reading", "batch", "batch_indices", "by_class", "companions", "crop", "data_folder", "load", "to_uint8",
+]  # fmt: skip
 
 NAMES = ("drawn-digits", "mnist", "fashion-mnist", "kmnist", "cifar10")  # or a path to a folder of images
 SIZES = (32, 64, 128, 256)

@@ -61,6 +61,19 @@ def call(function, *args):
     comm().bcast((function, *args))
 
 
+def spread(function, *args):
+    """On rank 0: what function(rank, world, *args) returns on each rank, in order. Without a launcher there is one."""
+    rank, world = launched()
+    if world == 1:
+        return [function(0, 1, *args)]
+    call(_spread, function, *args)
+    return comm().gather(function(rank, world, *args))
+
+
+def _spread(function, *args):
+    comm().gather(function(*launched(), *args))
+
+
 def end(code):
     """On rank 0, when the program ends: let the others end, too; by force if they can't be told any more."""
     if _apart:
