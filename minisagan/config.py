@@ -15,8 +15,8 @@ class Architecture:
     size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
     classes: 0 for unconditional; pack: how many images of one class D sees at once; attention: the resolution at which
     both attend, or None; attention_form: "official" or "paper"; attention_key: the paper's k, of C channels query and
-    key have C/k (None: C/8, but at least 8); spectral_norm: "both", "discriminator" or "none"; latent: length of z; momentum: of batch norm's running statistics;
-    init: "orthogonal" or "xavier".
+    key have C/k (None: C/8, but at least 8); spectral_norm: "both", "discriminator" or "none"; latent: length of z;
+    momentum: of batch norm's running statistics; init: "orthogonal" or "xavier".
     """
 
     size: int = 32

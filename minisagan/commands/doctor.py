@@ -62,9 +62,10 @@ def _ranks():
     """The launcher's processes and the MPI library, or whether there could be any."""
     world = launched()[1]
     if world > 1:
-        return f"{world} processes, {mpi.library()}" if mpi.comm() else None
+        mpi.comm()  # a Fault if they are no world
+        return f"{world} processes, {mpi.library()}"
     version = _version("mpi4py")
-    return f"mpi4py {version}, no launcher" if version != "not installed" else f"{version}: pip install 'minisagan[mpi]'"
+    return "not installed: pip install 'minisagan[mpi]'" if version == "not installed" else f"mpi4py {version}"
 
 
 def _version(package):
