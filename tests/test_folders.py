@@ -15,7 +15,7 @@ from command_line import ROOT
 from PIL import Image
 
 from minisagan import data
-from minisagan.data import Reading, decode, parts, pixels
+from minisagan.data import Reading, decode, parts, pixels, pool
 from minisagan.errors import DataError, UsageError
 
 
@@ -286,9 +286,9 @@ def test_lists_that_fit_no_folder(tmp_path, load, text, message):
 SLOW = """
 import sys, time
 from minisagan import data
-from minisagan.data import pixels
-pixels.CHUNK, quick = 4, pixels.decode
-pixels.decode = lambda *args: time.sleep(0.05) or quick(*args)
+from minisagan.data import decode, pixels, pool
+pixels.CHUNK, pool.TASK, quick = 4, (2, 1 << 18), decode.decode
+decode.decode = lambda *args: time.sleep(0.05) or quick(*args)
 data.load(sys.argv[1], sys.argv[2], size=32)
 """
 
@@ -307,7 +307,7 @@ def test_a_killed_decoding_goes_on(tmp_path, load, monkeypatch):
     child.send_signal(signal.SIGKILL)
     child.wait()
     decoded = []
-    monkeypatch.setattr(pixels, "decode", lambda path, *how: decoded.append(path) or decode.decode(path, *how))
+    monkeypatch.setattr(pixels, "decoded", lambda paths, *how: decoded.extend(paths) or pool.decoded(paths, *how))
     np.testing.assert_array_equal(load(tmp_path / "set")[0].images, wanted)
     assert 0 < len(decoded) < 80
     assert [file.suffix for file in cache.iterdir()] == [".npy"]

@@ -31,7 +31,7 @@ TURNS = dict(enumerate((
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
 ), start=2))  # fmt: skip
-_large = Lock()
+large_pictures = Lock()  # of threads; pool.py puts one of its processes here
 
 
 def is_image(path):
@@ -65,7 +65,7 @@ def decode(path, size, fit="crop", channels=3):
 def _pixels(file, size, fit, channels):
     image = Image.open(file, formats=FORMATS)
     claimed, large = f"{image.width}x{image.height}", image.width * image.height > LARGE
-    with _large if large else nullcontext():
+    with large_pictures if large else nullcontext():
         if large:  # of a JPEG: the smallest eighth, quarter or half that is no smaller than this
             image.draft(None, (2 * size, 2 * size))
         if image.width * image.height > MAX_PIXELS:

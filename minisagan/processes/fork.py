@@ -39,7 +39,7 @@ def sensible(cores, batch_size):
 
 def checked(count, batch_size):
     """`count`; ValueError if so many processes can't have equal shares of a batch."""
-    if processes.PARTS % count or batch_size % count:
+    if count < 1 or processes.PARTS % count or batch_size % count:
         raise ValueError(f"{count} processes: must divide {processes.PARTS} and the batch of {batch_size}")
     return count
 
