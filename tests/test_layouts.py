@@ -16,6 +16,7 @@ from test_data import put, spell
 from minisagan import data
 from minisagan.data import Reading, cifar
 from minisagan.errors import DataError, UsageError
+from minisagan.look import pictures
 
 apart, mnist = command_line.apart, test_data.mnist  # fixtures
 DIGITS = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
@@ -228,3 +229,18 @@ def test_what_sample_writes_can_be_trained_on(apart, tmp_path):
     assert config["config"]["architecture"]["classes"] == 10 and config["data"]["image_size"] == 28
     assert config["config"]["steps"] == 1 and not config["config"]["flip"]
     minisagan("train", "--resume", "again", "--steps", 2, "--threads", 1)
+
+
+def test_classes_beyond_ascii(photos, monkeypatch):
+    os.rename("dog", "u\u0308")  # as macOS writes ü
+    os.rename("cat", "\u732b")
+    minisagan(*TRAIN, "--dataset", ".", "--out", "../run")
+    os.chdir(photos.parent)
+    minisagan("sample", "run", "--classes", "ü", "--count", 3, "-o", "one.npz")
+    assert np.load("one.npz")["labels"].tolist() == [0, 0, 0]
+    minisagan("sample", "run", "--classes", "\u732b", "--count", 3, "-o", "two.npz")
+    assert np.load("two.npz")["labels"].tolist() == [1, 1, 1]
+    monkeypatch.setattr(pictures, "letters", lambda text, size: (ascii(text)[1:-1], pictures._font(size)))  # no fonts
+    pictures._legible.cache_clear()
+    assert "the pictures say #0 for u\u0308, #1 for \u732b: " in minisagan("sample", "run", "-o", "all.png")[1]
+    pictures._legible.cache_clear()
