@@ -3,13 +3,16 @@
 import gzip
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import command_line
 import numpy as np
 import pytest
 import test_data
-from command_line import SMALL, minisagan, refused
+from command_line import ROOT, SMALL, minisagan, refused
 from PIL import Image
 from test_data import put, spell
 
@@ -178,12 +181,26 @@ def about(run):
     return json.loads((run / "config.json").read_text())
 
 
-def test_a_run_inside_its_data_goes_on(photos):
-    minisagan(*TRAIN, "--dataset", ".")
-    run = photos / "runs" / "photos"
-    _, said = minisagan("train", "--resume", run, "--steps", 2, "--threads", 1)
-    assert "passed over: runs/photos (a run)" in said
-    minisagan(*TRAIN, "--dataset", ".")
+def test_the_command_to_go_on_with_and_a_second_training_beside_the_first(photos, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "minisagan").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m minisagan "$@"\n')
+    (tmp_path / "bin" / "minisagan").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+    def shell(line):
+        done = subprocess.run(line, shell=True, env=env, cwd=photos, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    train = " ".join(map(str, ("minisagan", *TRAIN, "--dataset", ".")))
+    first = shell(train).stdout
+    go_on = re.search("^go on: +(.*)$", first, re.MULTILINE)[1]
+    assert go_on == "minisagan train --resume runs/photos --steps 2"
+    second = shell(go_on)
+    assert "all 2 steps are done" in second.stdout and "passed over: runs/photos (a run)" in second.stderr
+    beside = shell(train)
+    assert beside.stdout.startswith("runs/photos-2: ") and "12 images of 32x32, 2 classes" in beside.stderr
+    assert "passed over: runs/photos (a run)" in beside.stderr
     assert about(photos / "runs" / "photos-2")["data"]["classes"] == ["cat", "dog"]
 
 
