@@ -83,6 +83,20 @@ def test_splits_are_not_classes(tmp_path, load, train, others):
     assert f"{train} is its training split" in said and all(name in said for name in others)
 
 
+def test_what_lies_beside_splits_is_named(tmp_path, load):
+    for path in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "extra/cat/1.png", "all of them.png"):
+        paint(tmp_path / "pets" / path)
+    dataset, said = load(tmp_path / "pets")
+    assert dataset.classes == ("cat", "dog") and len(dataset) == 2
+    assert "train is its training split; not trained on: test, all of them.png, extra" in said
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_class_may_have_the_name_of_a_split(pets, load, name):
+    paint(pets / name / "1.png")
+    assert load(pets)[0].classes == ("cat", "dog", name)
+
+
 def test_splits_without_one_to_train_on(tmp_path, load):
     paint(tmp_path / "pets" / "test" / "1.png")
     paint(tmp_path / "pets" / "val" / "1.png")
@@ -151,7 +165,6 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     "extra",
     [
@@ -163,12 +176,13 @@ def chunk(kind, content):
     ],
     ids=["exif", "text", "text in UTF-8", "profile", "checksum"],
 )
-def test_damage_to_what_is_no_pixel_does_no_harm(pets, load, extra):
+def test_damage_to_what_is_no_pixel_does_no_harm(pets, load, recwarn, extra):
     path = pets / "cat" / "1.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:33] + extra + whole[33:])  # behind IHDR
     dataset, said = load(pets)
     assert len(dataset) == 4 and (dataset.images[1] == (100, 0, 0)).all() and said == ""
+    assert decode.decode(path, 32)[0] and not recwarn  # Pillow's warnings name no file
 
 
 def test_damaged_images_are_left_out_when_asked(pets, load, tmp_path):

@@ -2,7 +2,7 @@
 
 Passed over are what other programs leave there (thumbnails, resource forks, hidden files), the folders of runs, and
 links to what is there already: each file counts once, by what it resolves to. Of train/ and test/ side by side, the
-first is taken.
+first is taken, whatever else lies there.
 """
 
 import os
@@ -39,15 +39,15 @@ def scan(root, skip=()):
     tops = dict.fromkeys(path.split(os.sep)[0] for path in found.files if os.sep in path)
     train = [top for top in tops if top.lower() in TRAIN]
     others = [top for top in tops if top.lower() in OTHERS]
-    beside = (path for path in found.files if path.split(os.sep)[0] not in {*train, *others})
-    if not (train or others) or any(is_image(found.root / path) for path in beside):
-        return found
+    beside = [path for path in found.files if path.split(os.sep)[0] not in {*train, *others}]
+    if not (train or others) or (not (train and others) and any(is_image(found.root / path) for path in beside)):
+        return found  # a class may be called train, or test
     if len(train) != 1:
         has = " and ".join(train or others)
         raise DataError(f"{root}: it has {has}{'' if train else ', but no train'}; name the folder to take")
     inside = Scan(found.root / train[0], skip)
     inside.passed = [path for path in found.passed if path.split(os.sep)[0] != train[0]] + inside.passed
-    inside.splits = train[0], others
+    inside.splits = train[0], [*others, *dict.fromkeys(path.split(os.sep)[0] for path in beside)]
     return inside
 
 
