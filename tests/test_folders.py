@@ -257,6 +257,7 @@ def test_grey_and_padded(tmp_path, load):
 LISTS = {
     "a.csv": "a.png,cat\nsub/b.png,dog\n",
     "b.csv": "id;note;breed\na;x;cat\nb;y;dog\n",
+    "c.csv": "set/a.png,cat\n.\\sub\\b.png,dog\n",
     "a.json": json.dumps({"a.png": "cat", "b.png": "dog"}),
     "b.json": json.dumps([{"file": "a.png", "label": "cat"}, {"file": "sub/b.png", "label": "dog"}]),
     "c.json": json.dumps({"labels": [["a.png", "cat"], ["sub/b.png", "dog"]]}),
@@ -280,17 +281,26 @@ def test_labels_from_a_list(tmp_path, load, name):
     "text, message",
     [
         ("z.png,cat\n", "1 of 1 files not in .*: z.png"),
-        ("a.png\n", "not a list of files and labels"),
+        ("a.png,cat\nb.png\n", "1 of 2 lines have no label: 'b.png'"),
+        ('a.png,"cat\nb.png,dog\n', "not a list of files and labels .unexpected end"),
+        ("picture,kind\na.png,cat\n", "1 of 2 files not in .*: picture; a header has to name"),
+        ("file,label\n", "it names no file"),
+        ('{"a.png": {"label": 1}}', 'not a list of files and labels, as {"1.png": "cat"'),
+        ('["a.png"]', "not a list of files and labels, as"),
+        ("5", "not a list of files and labels, as"),
+        ("[" * 100_000, "not a list of files and labels, as"),
+        ('{"a.png": null}', "a.png has no label"),
         ("a.png,cat\na.png,dog\n", "a.png has two labels"),
         ("a.png,\n", "a.png has no label"),
-        ("", "not a list"),
+        ("", "it names no file"),
     ],
 )
 def test_lists_that_fit_no_folder(tmp_path, load, text, message):
     paint(tmp_path / "set" / "a.png")
-    (tmp_path / "list.csv").write_text(text)
+    path = tmp_path / ("list.json" if text[:1] in ("{", "[", "5") else "list.csv")
+    path.write_text(text)
     with pytest.raises(DataError, match=message):
-        load(tmp_path / "set", labels=str(tmp_path / "list.csv"))
+        load(tmp_path / "set", labels=str(path))
     with pytest.raises(UsageError, match="No such file"):
         load(tmp_path / "set", labels=str(tmp_path / "none.csv"))
 

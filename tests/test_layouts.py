@@ -98,6 +98,34 @@ def test_emnist_by_name_is_upright(tmp_path, place):
 
 
 @pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not an IDX file of uint8 or int32, it starts with b''$"),
+        (b"\0\0\x0d\x03" + bytes(12), "not an IDX file of uint8 or int32"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "16 bytes do not fit its header's shape"),
+    ],
+)
+def test_idx_files_of_ones_own_that_are_none(tmp_path, content, message):
+    idx_pair(tmp_path / "own", DIGITS, np.zeros(6, np.uint8))
+    (tmp_path / "own" / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        data.load(str(tmp_path / "own"), tmp_path)
+
+
+@pytest.mark.parametrize("file", cifar.PICKLED)
+def test_cifars_pickles_are_named_where_only_they_are(tmp_path, monkeypatch, file):
+    monkeypatch.setattr(cifar, "MIRRORS", ())
+    put(tmp_path / os.path.dirname(file), {os.path.basename(file): b"x"})
+    with pytest.raises(DataError, match=f"put cifar-10-binary.tar.gz into .*; .*{file} is pickled: to read"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "/dev/null", "none.npz"])
+def test_names_of_nothing(tmp_path, apart, name):
+    assert "data set" in refused("train", "--dataset", name)
+
+
+@pytest.mark.parametrize(
     "shape, size", [((6, 28, 28), 32), ((6, 33, 20, 3), 64), ((6, 256, 256, 1), 256), ((6, 9, 9), 32)]
 )
 def test_npz(tmp_path, shape, size):
@@ -220,6 +248,12 @@ def test_how_a_folder_is_read_belongs_to_the_run(photos):
     assert about(photos.parent / "again")["config"] == about(run)["config"]
     (photos / "cat" / "bad.png").unlink()
     assert "skipped was ['cat/bad.png'], is None" in refused("train", "--resume", run, code=3)
+
+
+def test_numbers_beyond_all_bounds(apart):
+    for flag in ("--steps", "--batch-size", "--threads"):
+        assert flag.strip("-") in refused("train", flag, 10**20)
+    assert "--checkpoint-minutes must be a number" in refused("train", "--checkpoint-minutes", "nan")
 
 
 def test_options_of_folders(photos):
