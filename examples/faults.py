@@ -178,6 +178,7 @@ def try_inputs():
         Path(f"photos-{name}", name).write_bytes(content)
         photos = ("--dataset", f"photos-{name}", "--data-dir", "cache", "--out", "x")
         tries.append((3, f"train, a folder with {name}", (*RUN, *photos)))
+    Path("list.csv").write_text("none.png,cat\n")
     Path("mnist").mkdir()
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         Path("mnist", name).write_bytes(b"<html>")
@@ -185,6 +186,9 @@ def try_inputs():
     tries += [
         (3, "train, mnist's files are web pages", (*RUN, "--dataset", "mnist", "--data-dir", ".", "--out", "x")),
         (3, "train, a damaged config.json", (*RUN, "--config", "config.json", "--out", "x")),
+        (3, "train, labels of no image", (*RUN, "--dataset", "photos-tiny.png", "--labels", "list.csv", "--out", "x")),
+        (2, "train, the name of nothing", (*RUN, "--dataset", "", "--out", "x")),
+        (2, "train, steps beyond all bounds", (*RUN, "--steps", 10**20, "--out", "x")),
         (2, "train, a batch above the data", (*RUN, "--batch-size", 65, "--out", "x")),
         (2, "train, a rate that is NaN", (*RUN, "--lr-g", "nan", "--out", "x")),
         (2, "train, no such data set", (*RUN, "--dataset", "mnits", "--out", "x")),

@@ -107,9 +107,9 @@ class Config:
 
     def __post_init__(self):
         for name, low, high in (
-            ("steps", 0, math.inf),
-            ("batch_size", 1, math.inf),
-            ("d_steps", 1, math.inf),
+            ("steps", 0, 10**12),
+            ("batch_size", 1, 10**12),
+            ("d_steps", 1, 10**12),
             ("lr_g", 0, math.inf),
             ("lr_d", 0, math.inf),
             ("beta1", 0, 1),
@@ -119,7 +119,7 @@ class Config:
         ):
             value = getattr(self, name)
             if not low <= value < high:  # False for NaN, too
-                below = "" if high == math.inf else f" and below {high}"
+                below = "" if high == math.inf else f" and below {high:,}"
                 raise UsageError(f"{name.replace('_', '-')} must be at least {low}{below}, and finite; not {value}")
 
         if self.parts < 1 or self.parts & (self.parts - 1):

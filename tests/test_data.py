@@ -530,7 +530,7 @@ def test_folder_is_decoded_once(pets, tmp_path, monkeypatch):
     assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
     pixels = np.array(first.images)
     with monkeypatch.context() as patch:
-        patch.setattr(cache_of_pixels, "decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(cache_of_pixels, "decoded", lambda *_: pytest.fail("decoded again"))
         again = data.load(str(pets), tmp_path, size=32)
     np.testing.assert_array_equal(again.images, pixels)
     assert again.hashes == first.hashes and again.labels.tolist() == first.labels.tolist()

@@ -15,7 +15,7 @@ from command_line import ROOT
 from PIL import Image
 
 from minisagan import data
-from minisagan.data import Reading, decode, parts, pixels
+from minisagan.data import Reading, decode, parts, pixels, pool
 from minisagan.errors import DataError, UsageError
 
 
@@ -81,6 +81,20 @@ def test_splits_are_not_classes(tmp_path, load, train, others):
     dataset, said = load(tmp_path / "pets")
     assert dataset.classes == ("cat", "dog") and len(dataset) == 2
     assert f"{train} is its training split" in said and all(name in said for name in others)
+
+
+def test_what_lies_beside_splits_is_named(tmp_path, load):
+    for path in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "extra/cat/1.png", "all of them.png"):
+        paint(tmp_path / "pets" / path)
+    dataset, said = load(tmp_path / "pets")
+    assert dataset.classes == ("cat", "dog") and len(dataset) == 2
+    assert "train is its training split; not trained on: test, all of them.png, extra" in said
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_class_may_have_the_name_of_a_split(pets, load, name):
+    paint(pets / name / "1.png")
+    assert load(pets)[0].classes == ("cat", "dog", name)
 
 
 def test_splits_without_one_to_train_on(tmp_path, load):
@@ -151,7 +165,6 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     "extra",
     [
@@ -163,12 +176,13 @@ def chunk(kind, content):
     ],
     ids=["exif", "text", "text in UTF-8", "profile", "checksum"],
 )
-def test_damage_to_what_is_no_pixel_does_no_harm(pets, load, extra):
+def test_damage_to_what_is_no_pixel_does_no_harm(pets, load, recwarn, extra):
     path = pets / "cat" / "1.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:33] + extra + whole[33:])  # behind IHDR
     dataset, said = load(pets)
     assert len(dataset) == 4 and (dataset.images[1] == (100, 0, 0)).all() and said == ""
+    assert decode.decode(path, 32)[0] and not recwarn  # Pillow's warnings name no file
 
 
 def test_damaged_images_are_left_out_when_asked(pets, load, tmp_path):
@@ -243,6 +257,7 @@ def test_grey_and_padded(tmp_path, load):
 LISTS = {
     "a.csv": "a.png,cat\nsub/b.png,dog\n",
     "b.csv": "id;note;breed\na;x;cat\nb;y;dog\n",
+    "c.csv": "set/a.png,cat\n.\\sub\\b.png,dog\n",
     "a.json": json.dumps({"a.png": "cat", "b.png": "dog"}),
     "b.json": json.dumps([{"file": "a.png", "label": "cat"}, {"file": "sub/b.png", "label": "dog"}]),
     "c.json": json.dumps({"labels": [["a.png", "cat"], ["sub/b.png", "dog"]]}),
@@ -266,17 +281,26 @@ def test_labels_from_a_list(tmp_path, load, name):
     "text, message",
     [
         ("z.png,cat\n", "1 of 1 files not in .*: z.png"),
-        ("a.png\n", "not a list of files and labels"),
+        ("a.png,cat\nb.png\n", "1 of 2 lines have no label: 'b.png'"),
+        ('a.png,"cat\nb.png,dog\n', "not a list of files and labels .unexpected end"),
+        ("picture,kind\na.png,cat\n", "1 of 2 files not in .*: picture; a header has to name"),
+        ("file,label\n", "it names no file"),
+        ('{"a.png": {"label": 1}}', 'not a list of files and labels, as {"1.png": "cat"'),
+        ('["a.png"]', "not a list of files and labels, as"),
+        ("5", "not a list of files and labels, as"),
+        ("[" * 100_000, "not a list of files and labels, as"),
+        ('{"a.png": null}', "a.png has no label"),
         ("a.png,cat\na.png,dog\n", "a.png has two labels"),
         ("a.png,\n", "a.png has no label"),
-        ("", "not a list"),
+        ("", "it names no file"),
     ],
 )
 def test_lists_that_fit_no_folder(tmp_path, load, text, message):
     paint(tmp_path / "set" / "a.png")
-    (tmp_path / "list.csv").write_text(text)
+    path = tmp_path / ("list.json" if text[:1] in ("{", "[", "5") else "list.csv")
+    path.write_text(text)
     with pytest.raises(DataError, match=message):
-        load(tmp_path / "set", labels=str(tmp_path / "list.csv"))
+        load(tmp_path / "set", labels=str(path))
     with pytest.raises(UsageError, match="No such file"):
         load(tmp_path / "set", labels=str(tmp_path / "none.csv"))
 
@@ -286,9 +310,9 @@ def test_lists_that_fit_no_folder(tmp_path, load, text, message):
 SLOW = """
 import sys, time
 from minisagan import data
-from minisagan.data import pixels
-pixels.CHUNK, quick = 4, pixels.decode
-pixels.decode = lambda *args: time.sleep(0.05) or quick(*args)
+from minisagan.data import decode, pixels, pool
+pixels.CHUNK, pool.TASK, quick = 4, (2, 1 << 18), decode.decode
+decode.decode = lambda *args: time.sleep(0.05) or quick(*args)
 data.load(sys.argv[1], sys.argv[2], size=32)
 """
 
@@ -307,7 +331,7 @@ def test_a_killed_decoding_goes_on(tmp_path, load, monkeypatch):
     child.send_signal(signal.SIGKILL)
     child.wait()
     decoded = []
-    monkeypatch.setattr(pixels, "decode", lambda path, *how: decoded.append(path) or decode.decode(path, *how))
+    monkeypatch.setattr(pixels, "decoded", lambda paths, *how: decoded.extend(paths) or pool.decoded(paths, *how))
     np.testing.assert_array_equal(load(tmp_path / "set")[0].images, wanted)
     assert 0 < len(decoded) < 80
     assert [file.suffix for file in cache.iterdir()] == [".npy"]

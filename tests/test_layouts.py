@@ -3,19 +3,23 @@
 import gzip
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import command_line
 import numpy as np
 import pytest
 import test_data
-from command_line import SMALL, minisagan, refused
+from command_line import ROOT, SMALL, minisagan, refused
 from PIL import Image
 from test_data import put, spell
 
 from minisagan import data
 from minisagan.data import Reading, cifar
 from minisagan.errors import DataError, UsageError
+from minisagan.look import pictures
 
 apart, mnist = command_line.apart, test_data.mnist  # fixtures
 DIGITS = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
@@ -91,6 +95,34 @@ def test_emnist_by_name_is_upright(tmp_path, place):
         data.load("emnist-balanced", tmp_path)
     with pytest.raises(DataError, match="several sets"):
         data.load(str(tmp_path / place), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not an IDX file of uint8 or int32, it starts with b''$"),
+        (b"\0\0\x0d\x03" + bytes(12), "not an IDX file of uint8 or int32"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "16 bytes do not fit its header's shape"),
+    ],
+)
+def test_idx_files_of_ones_own_that_are_none(tmp_path, content, message):
+    idx_pair(tmp_path / "own", DIGITS, np.zeros(6, np.uint8))
+    (tmp_path / "own" / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        data.load(str(tmp_path / "own"), tmp_path)
+
+
+@pytest.mark.parametrize("file", cifar.PICKLED)
+def test_cifars_pickles_are_named_where_only_they_are(tmp_path, monkeypatch, file):
+    monkeypatch.setattr(cifar, "MIRRORS", ())
+    put(tmp_path / os.path.dirname(file), {os.path.basename(file): b"x"})
+    with pytest.raises(DataError, match=f"put cifar-10-binary.tar.gz into .*; .*{file} is pickled: to read"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "/dev/null", "none.npz"])
+def test_names_of_nothing(tmp_path, apart, name):
+    assert "data set" in refused("train", "--dataset", name)
 
 
 @pytest.mark.parametrize(
@@ -177,12 +209,26 @@ def about(run):
     return json.loads((run / "config.json").read_text())
 
 
-def test_a_run_inside_its_data_goes_on(photos):
-    minisagan(*TRAIN, "--dataset", ".")
-    run = photos / "runs" / "photos"
-    _, said = minisagan("train", "--resume", run, "--steps", 2, "--threads", 1)
-    assert "passed over: runs/photos (a run)" in said
-    minisagan(*TRAIN, "--dataset", ".")
+def test_the_command_to_go_on_with_and_a_second_training_beside_the_first(photos, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "minisagan").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m minisagan "$@"\n')
+    (tmp_path / "bin" / "minisagan").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+    def shell(line):
+        done = subprocess.run(line, shell=True, env=env, cwd=photos, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    train = " ".join(map(str, ("minisagan", *TRAIN, "--dataset", ".")))
+    first = shell(train).stdout
+    go_on = re.search("^go on: +(.*)$", first, re.MULTILINE)[1]
+    assert go_on == "minisagan train --resume runs/photos --steps 2"
+    second = shell(go_on)
+    assert "all 2 steps are done" in second.stdout and "passed over: runs/photos (a run)" in second.stderr
+    beside = shell(train)
+    assert beside.stdout.startswith("runs/photos-2: ") and "12 images of 32x32, 2 classes" in beside.stderr
+    assert "passed over: runs/photos (a run)" in beside.stderr
     assert about(photos / "runs" / "photos-2")["data"]["classes"] == ["cat", "dog"]
 
 
@@ -202,6 +248,12 @@ def test_how_a_folder_is_read_belongs_to_the_run(photos):
     assert about(photos.parent / "again")["config"] == about(run)["config"]
     (photos / "cat" / "bad.png").unlink()
     assert "skipped was ['cat/bad.png'], is None" in refused("train", "--resume", run, code=3)
+
+
+def test_numbers_beyond_all_bounds(apart):
+    for flag in ("--steps", "--batch-size", "--threads"):
+        assert flag.strip("-") in refused("train", flag, 10**20)
+    assert "--checkpoint-minutes must be a number" in refused("train", "--checkpoint-minutes", "nan")
 
 
 def test_options_of_folders(photos):
@@ -228,3 +280,18 @@ def test_what_sample_writes_can_be_trained_on(apart, tmp_path):
     assert config["config"]["architecture"]["classes"] == 10 and config["data"]["image_size"] == 28
     assert config["config"]["steps"] == 1 and not config["config"]["flip"]
     minisagan("train", "--resume", "again", "--steps", 2, "--threads", 1)
+
+
+def test_classes_beyond_ascii(photos, monkeypatch):
+    os.rename("dog", "u\u0308")  # as macOS writes ü
+    os.rename("cat", "\u732b")
+    minisagan(*TRAIN, "--dataset", ".", "--out", "../run")
+    os.chdir(photos.parent)
+    minisagan("sample", "run", "--classes", "ü", "--count", 3, "-o", "one.npz")
+    assert np.load("one.npz")["labels"].tolist() == [0, 0, 0]
+    minisagan("sample", "run", "--classes", "\u732b", "--count", 3, "-o", "two.npz")
+    assert np.load("two.npz")["labels"].tolist() == [1, 1, 1]
+    monkeypatch.setattr(pictures, "letters", lambda text, size: (ascii(text)[1:-1], pictures._font(size)))  # no fonts
+    pictures._legible.cache_clear()
+    assert "the pictures say #0 for u\u0308, #1 for \u732b: " in minisagan("sample", "run", "-o", "all.png")[1]
+    pictures._legible.cache_clear()

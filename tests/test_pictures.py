@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -586,21 +587,67 @@ def drawn(text):
     return pictures.strip(30, 300, 1, 16, "lm", [(8, 15, text)])
 
 
-@pytest.mark.parametrize("fonts", [pictures.FONTS, ()])
-def test_names_beyond_ascii_never_look_alike(monkeypatch, fonts):
-    monkeypatch.setattr(pictures, "FONTS", fonts)
-    for cache in (pictures.letters, pictures._fonts):
-        cache.cache_clear()
-    names = ["Ünï", "Unï", "Uni", "?n?", "\u4e2d\u6587", "\u65e5\u672c", "Ж", "\udcff", "\udcfe", "\U0001f431"]
-    assert len({drawn(name).tobytes() for name in names}) == len(names)
+@pytest.fixture
+def fonts(monkeypatch):
+    """fonts(folder, ...): only there fonts are found."""
+    caches = pictures.letters, pictures._legible, pictures._font_with, pictures._font_files
+
+    def only(*folders):
+        monkeypatch.setattr(pictures, "FONT_FOLDERS", folders)
+        for cache in caches:
+            cache.cache_clear()
+
+    yield only
+    monkeypatch.undo()
+    only(*pictures.FONT_FOLDERS)
+
+
+@pytest.fixture
+def dejavu():
+    file = next((file for file in pictures._font_files() if file.endswith("DejaVuSans.ttf")), None)
+    return Path(file) if file else pytest.skip("DejaVu Sans is not here")
+
+
+ASCII = "Uni", "?n?", "a\nb", "anb"
+CLASSES = *ASCII, "Ünï", "Unï", "\u4e2d\u6587", "\u65e5\u672c", "Ж", "\udcff", "\udcfe", "\U0001f431"
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_names_beyond_ascii_never_look_alike(fonts, found):
+    if not found:
+        fonts()
+    assert len({drawn(name).tobytes() for name in CLASSES}) == len(CLASSES)
+    shown = pictures.legible(dict(enumerate(CLASSES)))
+    assert list(shown) == list(range(len(CLASSES)))
+    assert len({drawn(name).tobytes() for name in shown.values()}) == len(CLASSES)
     np.testing.assert_array_equal(drawn("e\u0301"), drawn("é"))
-    for cache in (pictures.letters, pictures._fonts):
-        cache.cache_clear()
 
 
-def test_a_font_that_has_the_letters_is_taken():
-    if not pictures._fonts(16):
-        pytest.skip("no font with more than ASCII here")
-    assert pictures.letters("Ünï", 16)[0] == "Ünï"
-    assert pictures.letters("\udcff", 16)[0] == "\\udcff"
+def test_a_font_that_has_the_letters_is_found_in_the_systems_folders(fonts, dejavu, tmp_path, capsys):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "aaa.ttf").write_bytes(b"no font")
+    shutil.copy(dejavu, tmp_path / "a" / "b" / "some.ttf")
+    fonts(tmp_path / "none", tmp_path / "a")
+    assert pictures.letters("Ünï", 16)[0] == "Ünï" and pictures.letters("\udcff", 16)[0] == "\\udcff"
     assert pictures.letters("plain", 16)[1] is pictures._font(16)
+    names = {3: "Жук", 5: "Ünï"}
+    assert pictures.legible(names) == names and capsys.readouterr().err == ""
+
+
+def test_names_that_no_font_has_are_numbers_and_those_are_told(fonts, capsys):
+    fonts()
+    names = {0: "cat", 7: "\u4e2d", 12: "\udcff"}
+    for _ in range(2):  # told once
+        assert pictures.legible(names) == {0: "cat", 7: "#7", 12: "#12"}
+    assert capsys.readouterr().err == (
+        "note: the pictures say #7 for \u4e2d, #12 for \\udcff: "
+        "no font found here shows these names, or tells them apart\n"
+    )
+    assert pictures.legible({0: "#1", 1: "\u4e2d"}) == {0: "#1", 1: "##1"}
+
+
+def test_names_that_look_alike_are_numbers(dejavu, capsys):
+    names = {0: "A", 1: "\u0410", 2: "B", 3: "cat", 4: "cat\u200b"}
+    shown = pictures.legible(names)
+    assert (shown[0], shown[1], shown[2]) == ("#0", "#1", "B")
+    assert "#0 for A, #1 for \u0410" in capsys.readouterr().err

@@ -60,7 +60,8 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
         images = runs.load_data(config, about, run, data_dir, dataset)
         inputs = attention_maps.real_images(images, max(count, MEASURED), chosen, seed)
     shown = [None if x is None else x[:count] for x in inputs]
-    captions = None if chosen is None else [names[k] for k in shown[1]]
+    legible = pictures.legible({k: names[k] for k in chosen or ()})
+    captions = None if chosen is None else [legible[k] for k in shown[1]]
     judge = Judge(runs.load_data(config, about, run, data_dir, dataset), metrics, seed, data_dir) if metrics else None
 
     where = np.broadcast_to(asked, (count, len(asked), 2)) if asked else None

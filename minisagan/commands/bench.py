@@ -16,7 +16,7 @@ from minisagan.train import Training
 @click.option("--width", type=click.IntRange(8), default=16, help="Channels at full resolution.")
 @click.option("--size", type=int, default=32, help="Side of the images in pixels: 32, 64, 128, 256.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images in a batch.")
-@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
+@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
 @hardware.gpu_options
 def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32):

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
 
 from minisagan.errors import Fault, UsageError
@@ -17,10 +18,11 @@ def classes(text, names, known):
     if text in (None, "all"):
         return list(range(known))
     chosen = []
+    composed = [unicodedata.normalize("NFC", name) for name in names]  # macOS writes the names of files decomposed
     for name in text.split(","):
-        name = name.strip()
-        if name in names:
-            chosen.append(names.index(name))
+        name = unicodedata.normalize("NFC", name.strip())
+        if name in composed:
+            chosen.append(composed.index(name))
         elif name.isdecimal() and int(name) < known:
             chosen.append(int(name))
         else:

@@ -20,7 +20,7 @@ ROW = "{:28}{:>12}{:>12}"
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
 @click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the data set lies.")
-@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
+@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute.")
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
 def command(run, count, seed, dataset, data_dir, threads, as_json):
     """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.

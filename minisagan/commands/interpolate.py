@@ -43,7 +43,8 @@ def command(run, along, count, classes, seed, truncation, steps, output):
     generator, config, about, file = runs.load_generator(run)
     chosen = choices.classes(classes, about["classes"], config.architecture.classes)
     z = latents(generator, count, seed, truncation)  # (latents, D); of too many, this says so
-    names = {"latents": [f"z{k}" for k in range(count)], "classes": [about["classes"][k] for k in chosen or ()]}
+    legible = pictures.legible({k: about["classes"][k] for k in chosen or ()})
+    names = {"latents": [f"z{k}" for k in range(count)], "classes": list(legible.values())}
     if along == "classes" and chosen is None:
         raise UsageError(f"--along classes: {file} was trained without classes")
     if len(names[along]) < 2:

@@ -61,7 +61,8 @@ def _write_grid(path, images, labels, names):
     sheet = np.full((len(rows), len(rows[0]), *images.shape[1:]), pictures.GAP_GREY, np.uint8)  # (K, columns, H, W, C)
     for cells, row in zip(sheet, rows, strict=True):
         cells[: len(row)] = row
-    picture = pictures.grid(sheet.reshape(-1, *images.shape[1:]), len(rows[0]), names=list(names.values())[: len(rows)])
+    names = list(pictures.legible(names).values())[: len(rows)]
+    picture = pictures.grid(sheet.reshape(-1, *images.shape[1:]), len(rows[0]), names=names)
     pictures.write_png(path, picture)
 
 

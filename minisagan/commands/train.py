@@ -87,7 +87,7 @@ def setting(flag, **kwargs):
               help="Begin with the weights of this run, as far as they fit. Its networks' options are the defaults.")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
-@click.option("--threads", type=click.IntRange(1), show_default="all cores", help="How many cores compute.")
+@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute.")
 @click.option("--watch", is_flag=True, show_default=False, help="Show the run in the browser, as minisagan watch does.")
 @hardware.gpu_options
 def command(
@@ -108,9 +108,11 @@ def command(
     on = {"gpu": where != "cpu", "graph": graph, "processes": None}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UsageError(f"--minutes must be above 0, not {minutes}")
+    if math.isnan(checkpoint_minutes):
+        raise UsageError("--checkpoint-minutes must be a number")
     cpu.set_threads(threads)
     given = {name: value for name, value in given.items() if value is not None}
-    if "dataset" in given and data.is_path(given["dataset"]):
+    if given.get("dataset") and data.is_path(given["dataset"]):
         given["dataset"] = os.path.abspath(given["dataset"])
     if "labels" in given:
         given["labels"] = os.path.abspath(given["labels"])

@@ -90,6 +90,8 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
     if split not in ("train", "test"):
         raise UsageError(f"no split {split!r}: a data set has train and test")
     path, named = Path(name), name in NAMES
+    if not str(name):
+        raise UsageError(f"no data set is named: it is one of {', '.join(NAMES)}, or a path")
     if not named and split != "train":
         raise UsageError(f"{name}: what lies at a path has no {split} split; name what to use instead")
     if not named and path.is_dir() and not arrays.is_idx(path):
@@ -111,7 +113,7 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
         dataset = Dataset(name, *cifar.load(where, split))
     elif named:
         dataset = Dataset(name, *idx.load(name, where, split))
-    elif path.exists() or not is_path(name):
+    elif path.is_file() or path.is_dir() or not is_path(name):
         dataset = Dataset(str(name), *arrays.load(path, where))
     else:
         raise UsageError(

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from minisagan.data.download import locate
-from minisagan.data.idx import parse, read, spellings
+from minisagan.data.idx import TYPES, parse, read, spellings
 from minisagan.data.scan import natural
 from minisagan.errors import DataError
 
@@ -69,7 +69,9 @@ def _idx(file, stem):
     for path in (file, labels_file):
         _, raw = read(path)
         hashes[path.name] = hashlib.sha256(raw).hexdigest()
-        arrays.append(parse(raw, raw[3] if len(raw) > 3 else 0, path, raw[2] if len(raw) > 3 else 8))
+        if raw[:2] != b"\0\0" or len(raw) < 4 or raw[2] not in TYPES:
+            raise DataError(f"{path}: not an IDX file of uint8 or int32, it starts with {raw[:4]!r}")
+        arrays.append(parse(raw, raw[3], path, raw[2]))
     images, labels = arrays
     if stem.startswith("emnist-"):
         images = images.swapaxes(1, 2)

@@ -17,6 +17,7 @@ from minisagan.errors import DataError
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 FILE = "cifar-10-binary.tar.gz"
 KNOWN = (170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")  # bytes, sha256
+PICKLED = "cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"  # the other version
 RECORD = 1 + 3 * 32 * 32
 BYTES = 10_000 * RECORD  # of a file
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -31,7 +32,12 @@ def load(where, split):
     if not locate(where, "cifar10", [FILE]) and locate(where, "cifar10", MEMBERS[split]):
         return _unpacked(where, split)
     if not locate(where, "cifar10", [FILE]):
-        fetch({FILE: KNOWN}, MIRRORS, where / "cifar10")
+        try:
+            fetch({FILE: KNOWN}, MIRRORS, where / "cifar10")
+        except DataError as error:
+            pickled = locate(where, "cifar10", PICKLED)
+            more = f"; {pickled} is pickled: to read it is to run it as a program" if pickled else ""
+            raise DataError(f"{error}{more}") from error
     path = locate(where, "cifar10", [FILE])
     try:
         with open(path, "rb") as file:

@@ -8,6 +8,7 @@ pixel (EXIF, text, colour profile) does no harm.
 import hashlib
 import io
 import struct
+import warnings
 from contextlib import nullcontext, suppress
 from threading import Lock
 
@@ -31,7 +32,7 @@ TURNS = dict(enumerate((
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
 ), start=2))  # fmt: skip
-_large = Lock()
+large_pictures = Lock()  # of threads; pool.py puts one of its processes here
 
 
 def is_image(path):
@@ -46,7 +47,8 @@ def is_image(path):
 def decode(path, size, fit="crop", channels=3):
     """(bytes of the image at size x size x channels, sha256 of its file), or (None, what is wrong with it)."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of EXIF and the like: they name no file, and do no harm
             try:
                 pixels = _pixels(file, size, fit, channels)
             except Exception:
@@ -65,7 +67,7 @@ def decode(path, size, fit="crop", channels=3):
 def _pixels(file, size, fit, channels):
     image = Image.open(file, formats=FORMATS)
     claimed, large = f"{image.width}x{image.height}", image.width * image.height > LARGE
-    with _large if large else nullcontext():
+    with large_pictures if large else nullcontext():
         if large:  # of a JPEG: the smallest eighth, quarter or half that is no smaller than this
             image.draft(None, (2 * size, 2 * size))
         if image.width * image.height > MAX_PIXELS:
@@ -87,7 +89,8 @@ def _framed(image, size, fit, channels):
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB" if channels == 3 else "L")
+    if image.mode != (mode := "RGB" if channels == 3 else "L"):  # else it would be copied
+        image = image.convert(mode)
     framed = {"crop": ImageOps.fit, "pad": ImageOps.pad}[fit](image, (size, size), Image.Resampling.LANCZOS)
     return framed.tobytes()
 

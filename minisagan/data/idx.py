@@ -109,7 +109,10 @@ def read(path):
 def _read(path, ndim, name, gz_sha256, sha256):
     """The array in an IDX file, gzipped or not, and its sha256 unzipped; checked as said above."""
     data, raw = read(path)
-    array = parse(raw, ndim, path)
+    try:
+        array = parse(raw, ndim, path)
+    except DataError as error:
+        raise DataError(f"{error}; delete it to download it anew") from None
     raw_sha256 = hashlib.sha256(raw).hexdigest()
     found, expected = (raw_sha256, sha256) if sha256 else (hashlib.sha256(data).hexdigest(), gz_sha256)
     if found != expected:
@@ -125,9 +128,9 @@ def _read(path, ndim, name, gz_sha256, sha256):
 def parse(raw, ndim, path, kind=8):
     """The array of `ndim` axes and type `kind` that the bytes of an IDX file spell; `path` is for the error's sake."""
     if kind not in TYPES or raw[:4] != bytes((0, 0, kind, ndim)):
-        raise DataError(f"{path}: not an IDX file of {ndim}-d uint8, it starts with {raw[:4]!r}; delete it")
+        raise DataError(f"{path}: not an IDX file of {ndim}-d uint8, it starts with {raw[:4]!r}")
     start = 4 + 4 * ndim
     shape = struct.unpack_from(f">{ndim}I", raw, 4) if len(raw) >= start else ()
     if not shape or len(raw) != start + math.prod(shape) * TYPES[kind].itemsize:
-        raise DataError(f"{path}: {len(raw)} bytes do not fit its header's shape {shape}; delete it")
+        raise DataError(f"{path}: {len(raw)} bytes do not fit its header's shape {shape}")
     return np.frombuffer(raw, TYPES[kind], offset=start).reshape(shape)

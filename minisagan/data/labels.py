@@ -5,13 +5,15 @@
     [{"file": "cats/1.png", "label": 0}]
     {"labels": [["cats/1.png", 0]]}         as StyleGAN's dataset.json has it
 
-An image is named by its path in the folder, or by its file name, with or without the ending, where that is unique.
+An image is named by its path in the folder or from the list, or by its file name, with or without the ending, where
+that is unique.
 """
 
 import csv
 import json
 import os
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 from minisagan.errors import DataError, UsageError
@@ -30,18 +32,28 @@ def read(path, root, files):
         raise DataError(f"{path}: no text in UTF-8 ({error.reason})") from error
     try:
         rows = _json(json.loads(text)) if str(path).lower().endswith(".json") else _csv(text)
-        rows = [(os.path.normpath(str(name).strip()), str(label).strip()) for name, label in rows]
-    except (ValueError, TypeError, KeyError, IndexError, StopIteration, csv.Error) as error:
+        rows = [(os.path.normpath(_text(name)), _text(label)) for name, label in rows]
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a list of files and labels ({error})") from error
+    except (TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
+        raise DataError(f'{path}: not a list of files and labels, as {{"1.png": "cat", "2.png": "dog"}} is') from error
+    if not rows:
+        raise DataError(f"{path}: it names no file")
     known = {}
     for name_of in (lambda file: os.path.splitext(os.path.basename(file))[0], os.path.basename, str):
         names = [name_of(file) for file in files]
         times = Counter(names)
         known |= {name: file for name, file in zip(names, files, strict=True) if times[name] == 1}
+    for name in {name for name, _ in rows} - known.keys():
+        here, on_windows = os.path.join(os.path.dirname(path), name), name.replace("\\", "/")
+        for other in (os.path.relpath(here, root), os.path.normpath(on_windows)):
+            if other in known:
+                known[name] = known[other]
     absent = [name for name, _ in rows if name not in known]
     if absent:
-        more = ", ..." if len(absent) > 5 else ""
-        raise DataError(f"{path}: {len(absent)} of {len(rows)} files not in {root}: {', '.join(absent[:5])}{more}")
+        some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        head = "; a header has to name its columns file and label" if absent[0] == rows[0][0] else ""
+        raise DataError(f"{path}: {len(absent)} of {len(rows)} files not in {root}: {some}{head}")
     listed = {}
     for name, label in rows:
         if not label or listed.setdefault(known[name], label) != label:
@@ -61,9 +73,16 @@ def _field(row, names):
 
 def _csv(text):
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    head, *rest = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    head, *rest = [row for row in csv.reader(StringIO(text, ""), delimiter=delimiter, strict=True) if row] or [[]]
     named = [cell.strip().lower() for cell in head]
     file, label = ([k for k, cell in enumerate(named) if cell in names] for names in (FILE, LABEL))
-    if file and label:
-        return [(row[file[0]], row[label[0]]) for row in rest]
-    return [(row[0], row[1]) for row in [head, *rest]]
+    rows, at = (rest, (file[0], label[0])) if file and label else ([head, *rest] if head else [], (0, 1))
+    if short := [row for row in rows if len(row) <= max(at)]:
+        raise ValueError(f"{len(short)} of {len(rows)} lines have no label: {delimiter.join(short[0])!r}")
+    return [[row[k] for k in at] for row in rows]
+
+
+def _text(value):
+    if not isinstance(value, str | int | float | None):
+        raise TypeError
+    return "" if value is None else str(value).strip()

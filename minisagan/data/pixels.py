@@ -13,20 +13,17 @@ import json
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO, StringIO
-from itertools import chain
 
 import numpy as np
 
 from minisagan.data import parts
-from minisagan.data.decode import decode
 from minisagan.data.download import progress
+from minisagan.data.pool import decoded
 
 RECIPE = 2  # raise it when the same files give other pixels: old caches are then left alone
-CHUNK = 256  # images decoded between two lines of progress
-TASK = 16  # of them, that a thread takes at a time: one by one, small images cost more to hand out than to decode
+CHUNK = 256  # images between two lines of the journal
 
 
 def load(cache, name, root, files, shape, fit, good):
@@ -41,9 +38,10 @@ def load(cache, name, root, files, shape, fit, good):
 def key(root, files, shape, fit):
     """Sixteen digits for the files as they are now, and how they are read; OSError for one that is gone."""
     digest = hashlib.sha256(f"{RECIPE} {shape} {fit} ".encode() + os.fsencode(root.resolve()))
+    folder = os.path.join(root, "")
     for file in files:
-        stat = os.stat(os.path.join(root, file))
-        digest.update(b"\0" + os.fsencode(file) + f"\0{stat.st_size} {stat.st_mtime_ns}".encode())
+        stat = os.stat(folder + file)
+        digest.update(f"\0{file}\0{stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -126,57 +124,59 @@ def _decode_all(root, files, shape, fit, file, journal, owner):
     The sha256 is of the names and the contents of the files that gave pixels. What `journal` says is done, is not done
     again: a line for each CHUNK of files, of each its sha256 or why it gave no pixels; it never runs ahead of `file`.
     """
-    results, start, each = _resume(journal, owner), len(_header(0, shape)), math.prod(shape)
+    start, each = len(_header(0, shape)), math.prod(shape)
+    digest, left, done = hashlib.sha256(), {}, 0
+
+    def take(results):
+        nonlocal done
+        for result in results:
+            if isinstance(result, str):
+                digest.update(os.fsencode(files[done]) + b"\0" + bytes.fromhex(result))
+            else:
+                left[done] = result[0]
+            done += 1
+
     file.seek(0, os.SEEK_END)
-    done = sum(isinstance(result, str) for result in results)
-    if file.tell() < start + done * each:
-        results, done = [], 0
-        _begin(journal, owner, [])
-    file.truncate(start + done * each)
-    file.seek(start + done * each)
-    several = lambda names: [decode(os.path.join(root, name), shape[0], fit, shape[2]) for name in names]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let go of Python's lock
-        for first in range(len(results), len(files), CHUNK):
-            chunk = files[first : first + CHUNK]
-            fresh = []
-            tasks = [chunk[k : k + TASK] for k in range(0, len(chunk), TASK)]
-            for pixels, found in chain.from_iterable(pool.map(several, tasks)):
-                if pixels is not None:
-                    file.write(pixels)
-                fresh.append([found] if pixels is None else found.hex())
-            file.flush()
-            journal.write(json.dumps(fresh) + "\n")
-            journal.flush()
-            results += fresh
-            progress(f"reading {root}", len(results), len(files))
-    digest, left = hashlib.sha256(), {}
-    for k, (name, result) in enumerate(zip(files, results, strict=True)):
-        if isinstance(result, str):
-            digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(result))
-        else:
-            left[k] = result[0]
+    take(_resume(journal, owner, (file.tell() - start) // each))
+    end = start + (done - len(left)) * each
+    file.truncate(end)
+    file.seek(end)
+    fresh = []
+    with closing(decoded([os.path.join(root, name) for name in files[done:]], shape[0], fit, shape[2])) as results:
+        for pixels, found in results:
+            if pixels is not None:
+                file.write(pixels)
+            fresh.append([found] if pixels is None else found.hex())
+            if len(fresh) == CHUNK or done + len(fresh) == len(files):
+                file.flush()
+                journal.write(json.dumps(fresh) + "\n")
+                journal.flush()
+                take(fresh)
+                fresh.clear()
+                progress(f"reading {root}", done, len(files))
     file.write(json.dumps(left).encode())
     file.seek(0)
     file.write(_header(len(files) - len(left), shape))
     return left, digest.hexdigest()
 
 
-def _resume(journal, owner):
-    """What the journal says of the files, up to a line that is torn; the journal is ready to be written on."""
+def _resume(journal, owner, most):
+    """What the journal says of files done, up to a line that is torn; it is ready to be written on.
+
+    Nothing if it says that more than `most` gave pixels.
+    """
     journal.seek(0)
-    results, lines = [], journal.read().split("\n")
-    good = []
-    if lines[0] == owner:
+    head, *lines = journal.read().split("\n")
+    results, good = [], []
+    if head == owner:
         with suppress(ValueError):
-            for line in lines[1:-1]:
+            for line in lines[:-1]:
                 results += json.loads(line)
                 good.append(line)
-    _begin(journal, owner, good)
-    return results
-
-
-def _begin(journal, owner, lines):
+    if sum(isinstance(result, str) for result in results) > most:
+        results, good = [], []
     journal.seek(0)
     journal.truncate()
-    journal.write("\n".join([owner, *lines, ""]))
+    journal.write("\n".join([owner, *good, ""]))
     journal.flush()
+    return results

@@ -7,7 +7,11 @@ What is marked has the colours of Okabe and Ito (2008), which colour-blind reade
 
 import contextlib
 import io
+import os
+import re
+import sys
 import unicodedata
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,10 +31,13 @@ FRAMES, COLOURS = 40, 64  # of a film: the most that it gets, if not asked for m
 WIDEST, LARGEST = 704, 10 << 20  # of a film: pixels of its longer side, bytes
 INK = "#333333"  # of letters
 _font = lru_cache(ImageFont.load_default)  # by size in pixels
-FONTS = (  # where a system has them, for what the font that comes with Pillow lacks: nearly all beyond ASCII
-    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf"),
-    *("DroidSansFallbackFull.ttf", "wqy-microhei.ttc", "unifont.ttf", "Arial Unicode.ttf", "arial.ttf"),
-    *("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "PingFang.ttc"),
+FONTS = (  # taken first, where a system has them; the font that comes with Pillow lacks nearly all beyond ASCII
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "DroidSansFallbackFull.ttf"),
+    *("Arial Unicode.ttf", "arial.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "PingFang.ttc"),
+)
+FONT_FOLDERS = (
+    *("~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts"),
+    *("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
 )
 NO_LETTER = "\U0010ffff"  # what fonts draw in place of it, they draw for all that they lack
 
@@ -198,23 +205,67 @@ def draw_text(pen, x, y, text, size, anchor):
 def letters(text, size):
     """(text, font): the text as it can be drawn, in a font that has all of it.
 
-    Where none is found, the letters' numbers stand for them (\\u4e2d): two texts never look the same.
+    Where none is found, the letters' numbers stand for them (\\u4e2d), as they do for line breaks and the like.
     """
-    text = unicodedata.normalize("NFC", text)
-    if not text.isascii():
-        for font in _fonts(size):
-            if all(letter.isascii() or _has(font, letter) for letter in text):
-                return text, font
+    text = re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], unicodedata.normalize("NFC", text))
+    if not text.isascii() and (file := _font_with(frozenset(text))):
+        return text, _truetype(file, size)
     return text.encode("ascii", "backslashreplace").decode(), _font(size)
 
 
+def legible(names):
+    """What is drawn for classes {number: name}: {number: name}, or "#number" where no font found has all letters.
+
+    And where two look alike, as letters of two alphabets may. Says on stderr which these are.
+    """
+    return dict(_legible(tuple(names.items())))
+
+
+@lru_cache(64)
+def _legible(names):
+    looks, lacks = {}, set()
+    for k, name in names:
+        text, font = letters(name, 16)
+        if text.isascii() and not all(each.isascii() for _, each in names) and (file := _font_with(frozenset(text))):
+            font = _truetype(file, 16)  # that of the others: nothing else tells a Latin A from a Cyrillic one
+        looks[k] = bytes(font.getmask(text)), font.getlength(text)
+        if text != unicodedata.normalize("NFC", name):
+            lacks.add(k)
+    times = Counter(looks.values())
+    unclear = {k: name for k, name in names if k in lacks or times[looks[k]] > 1}
+    mark = "#"
+    while any(name.startswith(mark) for _, name in names):
+        mark += "#"
+    if unclear:
+        some = [f"{mark}{k} for {name}" for k, name in unclear.items()]
+        some = ", ".join(some[:20]) + (f" and {len(some) - 20} more" if len(some) > 20 else "")
+        line = f"note: the pictures say {some}: no font found here shows these names, or tells them apart"
+        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return [(k, f"{mark}{k}" if k in unclear else name) for k, name in names]
+
+
+@lru_cache(4096)
+def _font_with(text):
+    """The font file that has all letters of the set `text`, or None."""
+    for file in _font_files():
+        with contextlib.suppress(OSError):  # no font, or one that is damaged
+            font = _truetype(file, 16)
+            if all(letter.isascii() or _has(font, letter) for letter in text):
+                return file
+    return None
+
+
 @lru_cache
-def _fonts(size):
-    found = []
-    for name in FONTS:
-        with contextlib.suppress(OSError):
-            found.append(ImageFont.truetype(name, size))
-    return found
+def _font_files():
+    found = {}
+    for folder in FONT_FOLDERS:
+        for path, _, files in os.walk(os.path.expanduser(folder)):
+            found |= {name: os.path.join(path, name) for name in sorted(files)}
+    fonts = [*FONTS, *sorted(name for name in found if name.lower().endswith((".ttf", ".otf", ".ttc")))]
+    return [found[name] for name in dict.fromkeys(fonts) if name in found]
+
+
+_truetype = lru_cache(64)(ImageFont.truetype)
 
 
 def _has(font, letter):

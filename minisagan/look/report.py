@@ -158,7 +158,8 @@ def _attention(report):
     z = latents(generator, MEASURED, 0)
     labels = np.arange(MEASURED) % classes if classes else None
     shown = z[:SHOWN], None if labels is None else labels[:SHOWN]
-    names = None if labels is None else [about["classes"][k] for k in shown[1]]
+    legible = pictures.legible(dict(enumerate(about["classes"])) if classes else {})
+    names = None if labels is None else [legible[k] for k in shown[1]]
     size = about["image_size"]
     picture, _ = attention_maps.figure(generator, shown, None, size, names)
     image = _image(pictures.png(picture), "png", "images with marked points, and a map for each point")

@@ -233,8 +233,8 @@ class Run:
         z = rng.normal((rows * 10, arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
         labels = np.repeat(np.arange(rows), 10) if arch.classes else None
         images = data.to_uint8(generate(training.sampler(), z, labels), training.dataset.image_size)
-        names = training.dataset.classes[:rows] if arch.classes else None
-        pictures.write_png(self.picture(), pictures.grid(images, 10, names=names))
+        names = pictures.legible(dict(enumerate(training.dataset.classes[:rows]))) if arch.classes else None
+        pictures.write_png(self.picture(), pictures.grid(images, 10, names=names and names.values()))
 
     def _describe(self, before=None):
         """Write config.json; `before`: the Config of a resumed run until now."""
