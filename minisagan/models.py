@@ -43,16 +43,17 @@ class Generator(Module):
             return ops.tanh(self.output(self.norm(x)))  # norm ends in its ReLU: (N, S, S, channels)
 
 
-def packed(x, k):
-    """Images as D sees them, k of them as the channels of one: (k N, S, S, C) -> (N, S, S, k C), arrays or Tensors.
+def packed(x, labels, k):
+    """What a D that sees k images at once is given: x (k N, S, S, C) -> (N, S, S, k C), labels (k N,) -> (N,) or None.
 
-    Image i has N + i, 2 N + i, ... beside it. To one that has no variety to offer, such a pack tells more than its
-    images one by one (PacGAN, Lin et al. 2018).
+    Image i, array or Tensor, has N + i, 2 N + i, ... beside it, all of one class. A generator without variety is known
+    by two of its images more easily than by one (PacGAN, Lin et al. 2018).
     """
     if k == 1:
-        return x
+        return x, labels
     n, S, _, C = x.shape
-    return x.reshape(k, n // k, S, S, C).transpose(1, 2, 3, 0, 4).reshape(n // k, S, S, k * C)
+    x = x.reshape(k, n // k, S, S, C).transpose(1, 2, 3, 0, 4).reshape(n // k, S, S, k * C)  # (N, S, S, k C)
+    return x, None if labels is None else labels[: n // k]
 
 
 class Discriminator(Module):

@@ -28,19 +28,20 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
 
     D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
     a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
-    networks. A D that sees k images at once sees i, n/k + i, ... of them, and they are of one class. Returns (loss,
-    mean D(real), mean D(fake)) of these images.
+    networks. A D that sees k images at once sees i, n/k + i, ... of them, and n is of such packs below. Returns (loss,
+    mean D(real), mean D(fake)).
     """
-    k = D.arch.pack
-    n = len(images) // k
     G.train()
     D.train()
     with no_tape():
         fakes = G(z, fake_labels).data
-    both = None if labels is None else np.concatenate([labels[:n], fake_labels[:n]])
-    scores = D(np.concatenate([packed(images, k), packed(fakes, k)]), both)  # (2n,)
+    images, labels = packed(images, labels, D.arch.pack)
+    fakes, fake_labels = packed(fakes, fake_labels, D.arch.pack)
+    both = None if labels is None else np.concatenate([labels, fake_labels])
+    scores = D(np.concatenate([images, fakes]), both)  # (2n,)
     loss = ops.hinge_discriminator(scores)
     descend(loss, D, adam)
+    n = len(images)
     return loss.data, *(ops.mean(Tensor(half)).data for half in (scores.data[:n], scores.data[n:]))
 
 
@@ -51,8 +52,7 @@ def generator_step(G, D, adam, ema, z, labels):
     """
     G.train()
     D.eval()
-    k = D.arch.pack
-    loss = ops.hinge_generator(D(packed(G(z, labels), k), None if labels is None else labels[: len(labels) // k]))
+    loss = ops.hinge_generator(D(*packed(G(z, labels), labels, D.arch.pack)))
     descend(loss, G, adam)
     ema.step(processes.part(len(ema.weights)))
     return (loss.data,)

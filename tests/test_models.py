@@ -50,21 +50,23 @@ def test_every_size_makes_images_and_scores_them(size, classes):
 
 def test_a_pack_has_its_images_as_channels():
     x = np.random.default_rng(0).standard_normal((6, 32, 32, 2)).astype(np.float32)
-    for found in (packed(x, 3), packed(Tensor(x), 3).data):
+    labels = np.array([2, 0, 2, 0, 2, 0])
+    for found in (packed(x, labels, 3)[0], packed(Tensor(x), None, 3)[0].data):
         assert found.shape == (2, 32, 32, 6)
         for i in range(2):
             for k in range(3):
                 np.testing.assert_array_equal(found[i, ..., 2 * k : 2 * k + 2], x[2 * k + i])
-    assert packed(x, 1) is x
+    assert packed(x, labels, 3)[1].tolist() == [2, 0] and packed(x, None, 3)[1] is None
+    assert packed(x, labels, 1) == (x, labels)
 
 
 def test_a_discriminator_of_packs_sees_an_image_by_itself_as_a_pack_of_equal_ones():
     D = Discriminator(Architecture(width=8, classes=3, pack=2)).eval()
     x, labels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 1)).astype(np.float32), np.array([2, 0])
     with no_tape():
-        pair = D(packed(np.concatenate([x, x]), 2), labels).data
+        pair = D(packed(np.concatenate([x, x]), None, 2)[0], labels).data
         np.testing.assert_array_equal(D(x, labels).data, pair)
-        assert (abs(D(packed(np.concatenate([x, x[::-1]]), 2), labels).data - pair) > 1e-3).all()
+        assert (abs(D(packed(np.concatenate([x, x[::-1]]), None, 2)[0], labels).data - pair) > 1e-3).all()
 
 
 def test_evaluation_is_the_same_twice_and_training_moves_u_and_the_statistics():
