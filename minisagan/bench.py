@@ -18,6 +18,47 @@ AHEAD = 10  # steps that follow one another on a GPU before Python waits for the
 
 
 @dataclass
+class Exchanged:
+    """How often processes met, the bytes that each had from the others, and the seconds that passed, waiting included."""
+
+    meetings: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def exchanged(team):
+    """Yields the Exchanged of this process with its team, filled while it lasts."""
+    found, others = Exchanged(), team.world - 1
+    received = {
+        "exchange": lambda x: x.nbytes * others,
+        "publish": lambda arrays: team.carries * sum(x.nbytes for x in arrays) * others // team.world,
+        "scatter": lambda x: x.nbytes * others // team.world,
+        "collect": lambda part, n: (n - len(part)) * part.itemsize,
+    }
+
+    def counted(method, nbytes):
+        def call(*given):
+            start = time.perf_counter()
+            result = method(*given)
+            found.seconds += time.perf_counter() - start
+            found.meetings += 1
+            found.nbytes += nbytes(*given)
+            return result
+
+        return call
+
+    names = [name for name in received if hasattr(team, name)]
+    for name in names:
+        setattr(team, name, counted(getattr(team, name), received[name]))
+    try:
+        yield found
+    finally:
+        for name in names:
+            delattr(team, name)
+
+
+@dataclass
 class Spent:
     """Calls and seconds of one op."""
 

@@ -22,14 +22,15 @@ from minisagan.train import Training
 def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32):
     """Time whole training steps (one of D, one of G) on noise for images, and each op in them.
 
-    With the defaults the network is that of --dataset mnist. GFLOP/s count the matrix products alone, over the whole
+    With the defaults the networks are those of --dataset mnist. GFLOP/s count the matrix products alone, over the whole
     step's time; the machine's own rate is that of small products in cache, on as many threads. Of a GPU's steps, the
     ops' shares can't be told: they are timed as they run in training, ten after one another. Where processes share the
-    batch, the table is the first one's.
+    batch, the table is the first one's, and what they exchange is shown; mpiexec -n 2 minisagan bench shows it of MPI.
     """
     where = hardware.choose(where, tf32)
     cpu.set_threads(threads)
-    arch = Architecture(size=size, channels=1 if size == 32 else 3, width=width, attention=size // 2)
+    small = {"channels": 1, "pack": 2} if size == 32 and batch_size % 2 == 0 else {"channels": 1 if size == 32 else 3}
+    arch = Architecture(size=size, width=width, attention=size // 2, **small)
     config = Config(batch_size=batch_size, architecture=arch)
     with hardware.memory(batch_size):
         training = Training(config, parity.noise(config, batch_size), gpu=where != "cpu", graph=graph, processes=None)
@@ -67,7 +68,16 @@ def _shares(training, steps, step):
     flop = sum(products) * training.processes  # each multiplies as much
     with bench.watched() as spent:
         watched = sum(bench.times(training, steps))
-    return {
+    shared = {}
+    if training.processes > 1:
+        with bench.exchanged(training.team) as of_all:
+            bench.times(training, steps)
+        shared = {
+            "meetings_per_step": of_all.meetings / steps,
+            "bytes_per_step": of_all.nbytes / steps,
+            "exchange_ms": 1e3 * of_all.seconds / steps,
+        }
+    return shared | {
         "gflop_per_step": flop / 1e9,
         "gflops": flop / 1e9 / step,
         "machine_gflops": bench.gemm_rate(),
@@ -90,6 +100,11 @@ def _show(facts):
         f"{facts['gflop_per_step']:.2f} GFLOP a step in matrix products, {facts['gflops']:.0f} GFLOP/s: "
         f"{facts['gflops'] / rate:.0%} of this machine's {rate:.0f} GFLOP/s\n"
     )
+    if "exchange_ms" in facts:
+        click.echo(
+            f"{facts['meetings_per_step']:.0f} meetings of {facts['processes']} processes a step, each gets "
+            f"{facts['bytes_per_step'] / 1e6:.2f} MB of the others': {facts['exchange_ms']:.1f} ms, waiting included\n"
+        )
     row = "{:22}{:>8}{:>12}{:>8}{:>12}{:>8}"
     click.echo(row.format("OP", "CALLS", "FORWARD ms", "CALLS", "BACKWARD ms", "SHARE"))
     rest = 1.0

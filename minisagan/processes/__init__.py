@@ -74,11 +74,20 @@ def total(xs):
     """The sums over all processes of each array of the list xs: a list of arrays, the same in each process."""
     if world() == 1:
         return xs
-    sums = gather(np.concatenate([x.ravel() for x in xs]))  # (world, all their numbers)
-    while len(sums) > 1:
-        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    numbers = np.concatenate([x.ravel() for x in xs])  # (all their numbers,)
+    if _group.carries and world() > 2:  # each makes the sums of its part, so that it need not be sent all numbers of all
+        sums = _group.collect(_halved(_group.scatter(numbers)), len(numbers))
+    else:
+        sums = _halved(gather(numbers))
     ends = np.cumsum([x.size for x in xs])
-    return [part.reshape(x.shape) for part, x in zip(np.split(sums[0], ends[:-1]), xs, strict=True)]
+    return [part.reshape(x.shape) for part, x in zip(np.split(sums, ends[:-1]), xs, strict=True)]
+
+
+def _halved(x):
+    """The sum over the first axis of x (world, ...), in halves."""
+    while len(x) > 1:
+        x = x[: len(x) // 2] + x[len(x) // 2 :]
+    return x[0]
 
 
 def part(size):

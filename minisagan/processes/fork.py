@@ -114,6 +114,8 @@ class Forks:
         self.meet()
         return slots
 
+    carries = False  # arrays: those who share memory need none carried
+
     def publish(self, arrays):
         """The arrays lie in memory that all share: what is wanted is that nobody reads too early."""
         self.meet()

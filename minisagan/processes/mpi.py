@@ -113,7 +113,7 @@ class Ranks:
     it calls their `follow(work, state, a, b)`.
     """
 
-    ended = False
+    ended, carries = False, True
 
     def __init__(self, there, state, parts=processes.PARTS):
         self.comm, self.parts, self.there, self.state = comm(), parts, there, state
@@ -151,5 +151,22 @@ class Ranks:
         from mpi4py import MPI
 
         for x in arrays:
-            parts = [processes.part_of(x.size, rank, self.world) for rank in range(self.world)]
-            self.comm.Allgatherv(MPI.IN_PLACE, [x, [part.stop - part.start for part in parts]])
+            self.comm.Allgatherv(MPI.IN_PLACE, [x, self._sizes(len(x))])
+
+    def scatter(self, x):
+        """Of x (n,), which each rank has its own of, what is this rank's part in all of them: (world, part)."""
+        sizes = self._sizes(len(x))
+        found = np.empty((self.world, sizes[self.rank]), x.dtype)
+        self.comm.Alltoallv([x, sizes], [found, [sizes[self.rank]] * self.world])
+        return found
+
+    def collect(self, part, n):
+        """The parts of all ranks behind one another, (n,)."""
+        found = np.empty(n, part.dtype)
+        self.comm.Allgatherv(np.ascontiguousarray(part), [found, self._sizes(n)])
+        return found
+
+    def _sizes(self, n):
+        """How much of a flat array (n,) is each rank's part."""
+        parts = [processes.part_of(n, rank, self.world) for rank in range(self.world)]
+        return [part.stop - part.start for part in parts]
