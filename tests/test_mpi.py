@@ -254,3 +254,13 @@ def test_a_launcher_is_known_by_its_environment_alone(monkeypatch):
 def test_without_a_launcher_nobody_notices_mpi():
     check = "import minisagan.train, minisagan.commands, sys; sys.exit('mpi4py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_without_mpi4py_each_rank_says_what_to_install(tmp_path):
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text("raise ImportError('No module named mpi4py')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = minisagan(2, "train", *TINY, "--steps", 1, "--out", tmp_path / "run", env=ENVIRONMENT | {"PYTHONPATH": path})
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    line = "Error: started by an MPI launcher, but without mpi4py: No module named mpi4py; pip install 'minisagan[mpi]'"
+    assert done.stderr.splitlines().count(line) == 2, done.stderr

@@ -60,11 +60,8 @@ class Commands(click.Group):
         rank, world = launched()
         if world > 1:
             from minisagan.processes import mpi
-
-            if rank:
-                sys.exit(mpi.serve())
         try:
-            code = super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
+            code = mpi.serve() if rank else super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:  # what click makes of a KeyboardInterrupt
             code = self._fail(130, "interrupted")
         except click.ClickException as error:
@@ -78,7 +75,7 @@ class Commands(click.Group):
         except Exception as error:
             kind = type(error).__name__
             code = self._fail(1, f"internal error, {kind}: {error}; minisagan --debug COMMAND ... shows where")
-        if world > 1:
+        if world > 1 and not rank:
             mpi.end(code or 0)
         sys.exit(code or 0)
 

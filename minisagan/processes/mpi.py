@@ -7,6 +7,7 @@ what it gives all of them to do, and need nothing but the data set. A sum over t
 have gathered, in an order of our own (processes/__init__.py): MPI's Allreduce promises none.
 """
 
+import contextlib
 import signal
 import socket
 import sys
@@ -76,11 +77,12 @@ def _spread(function, *args):
 
 def end(code):
     """On rank 0, when the program ends: let the others end, too; by force if they can't be told any more."""
-    if _apart:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        comm().Abort(code)
-    comm().bcast(None)
+    with contextlib.suppress(Fault):  # without MPI each rank has ended with that error
+        if _apart:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            comm().Abort(code)
+        comm().bcast(None)
 
 
 def agree(error=None, **facts):
