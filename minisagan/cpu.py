@@ -33,6 +33,7 @@ class _Team:
     def __init__(self, helpers):
         self.starts = [threading.Lock() for _ in range(helpers)]
         self.done, self.work, self.error = threading.Semaphore(0), None, None
+        self.free = threading.Lock()  # held while a loop runs
         for start in self.starts:
             start.acquire()
             threading.Thread(target=self._help, args=(start,), name="minisagan", daemon=True).start()
@@ -49,7 +50,13 @@ class _Team:
             self.done.release()
 
     def run(self, work, helpers):
-        """Call work() here and in `helpers` other threads at once; the first error of any is raised."""
+        """Call work() here and in `helpers` other threads at once; the first error of any is raised.
+
+        If they help another thread already, as when two requests to a page compute at once, it is called here alone.
+        """
+        if not self.free.acquire(blocking=False):
+            work()
+            return
         self.work, self.error = work, None
         for start in self.starts[:helpers]:
             start.release()
@@ -58,11 +65,13 @@ class _Team:
         finally:
             for _ in range(helpers):
                 self.done.acquire()
-            self.work = None  # it may hold what should die
-        if self.error:
-            raise self.error
+            error, self.work = self.error, None  # it may hold what should die
+            self.free.release()
+        if error:
+            raise error
 
     def dismiss(self):
+        self.free.acquire()  # after the loop that another thread may be in; whoever comes later works alone
         self.work = None
         for start in self.starts:
             start.release()

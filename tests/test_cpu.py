@@ -1,0 +1,67 @@
+"""Threads that share loops: every call is made once, whoever asks for it, and while the threads are exchanged."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from minisagan import cpu
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    yield
+    cpu.set_threads(2)  # as in all tests
+
+
+def counted(rounds, size=40):
+    """How often each of `size` calls of a loop was made, in each of so many loops: (rounds, size)."""
+    made = np.zeros((rounds, size), int)
+    for row in made:
+
+        def body(i, row=row):
+            row[i] += 1
+
+        cpu.parallel(body, size)
+    return made
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_loop_makes_each_call_once(threads):
+    cpu.set_threads(threads)
+    assert (counted(50) == 1).all()
+
+
+def test_threads_of_the_programs_own_may_have_loops_at_the_same_time_and_meanwhile_their_number_may_change():
+    found, ended = {}, threading.Event()
+
+    def ask(name):
+        found[name] = counted(400)
+
+    others = [threading.Thread(target=ask, args=(n,), daemon=True) for n in range(4)]
+
+    def change():
+        for count in (3, 1, 2, 4) * 5:
+            cpu.set_threads(count)
+        ended.set()
+
+    changer = threading.Thread(target=change, daemon=True)
+    for thread in (*others, changer):
+        thread.start()
+    for thread in (*others, changer):
+        thread.join(60)
+    assert ended.is_set() and sorted(found) == [0, 1, 2, 3]
+    assert all((made == 1).all() for made in found.values())
+
+
+def test_the_first_error_of_a_loop_is_raised_and_the_next_loop_is_whole():
+    cpu.set_threads(2)
+
+    def body(i):
+        if i == 7:
+            raise ZeroDivisionError("seven")
+
+    for _ in range(20):
+        with pytest.raises(ZeroDivisionError, match="seven"):
+            cpu.parallel(body, 20)
+    assert (counted(5) == 1).all()
