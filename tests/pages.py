@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -46,6 +47,15 @@ def ask(page, method, path, body=None, headers=None):
         connection.close()
     is_json = reply.headers.get_content_type() == "application/json"
     return reply.status, reply.headers, json.loads(came) if is_json else came
+
+
+def until(condition, seconds=15):
+    """What the condition returns as soon as that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+    return found
 
 
 @pytest.fixture(scope="session")
