@@ -61,6 +61,12 @@ def until(condition, seconds=15):
 @pytest.fixture(scope="session")
 def chromium():
     """A driver of Chromium without a window; where there is none the test is skipped, visibly."""
+    window = open_chromium()
+    yield window
+    window.quit()
+
+
+def open_chromium():
     webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium", exc_type=ImportError)
     browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not browser or not driver:
@@ -70,6 +76,4 @@ def chromium():
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1200,1400"):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield window
-    window.quit()
+    return webdriver.Chrome(options, webdriver.ChromeService(driver))

@@ -1,7 +1,12 @@
-"""The pages in a real browser, where a mouse clicks and keys are pressed as a person does it."""
+"""The pages in a real browser, where a mouse clicks and keys are pressed as a person does it.
 
+`python tests/test_browser.py RUN` clicks a point of image 7 and stores the README's picture of play.
+"""
+
+import base64
 import json
 import shutil
+import sys
 import threading
 import time
 
@@ -296,3 +301,22 @@ def test_a_page_of_watch_follows_the_run_its_end_and_the_servers_restart(run, fe
     assert len(page.all("svg")) == 6
     with serving(routes, port):
         until(lambda: page.text("#line").startswith("done"))
+
+
+def store_picture(run):
+    """examples/pictures/play.png: the page with the map of a point of the seventh image."""
+    window = pages.open_chromium()
+    with serving(play.Play(run).routes()) as server:
+        page = Page(window, server.url, width=1000)
+        until(lambda: page.sources() and " ms" in page.text("#line"), 60)
+        page.click(page.all(".sheet img")[6], 4, 8)
+        until(lambda: page.text("#line").startswith("Map in"), 60)
+        height = page.find("#sides").rect["y"] + page.find("#sides").rect["height"] + 30
+        clip = {"x": 0, "y": 0, "width": 1000, "height": height, "scale": 1}
+        shot = window.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    window.quit()
+    (command_line.ROOT / "examples" / "pictures" / "play.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+if __name__ == "__main__":
+    store_picture(sys.argv[1])
