@@ -212,6 +212,6 @@ def _packages():
         import onnxruntime
     except ImportError as error:
         raise UsageError(
-            f"a graph needs onnx and onnxruntime ({error}): pip install 'minisagan[onnx]', or take --to safetensors"
+            f"a graph needs onnx and onnxruntime ({error}): pip install onnx onnxruntime, or take --to safetensors"
         ) from error
     return onnx, onnxruntime

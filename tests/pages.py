@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -19,7 +20,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "DRAWN", FEW)
-        minisagan("train", *SMALL, "--steps", 3, "--checkpoint-every", 1, "--lr-g", 0.005, "--ema", 0, "--out", folder)
+        minisagan("train", *SMALL, "--steps", 3, "--checkpoint-every", 1, "--lr-g", 0.005, "--fall", 0, "--ema", 0, "--out", folder)
     return folder
 
 
@@ -48,9 +49,24 @@ def ask(page, method, path, body=None, headers=None):
     return reply.status, reply.headers, json.loads(came) if is_json else came
 
 
+def until(condition, seconds=15):
+    """What the condition returns as soon as that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+    return found
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """A driver of Chromium without a window; where there is none the test is skipped, visibly."""
+    window = open_chromium()
+    yield window
+    window.quit()
+
+
+def open_chromium():
     webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium", exc_type=ImportError)
     browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not browser or not driver:
@@ -60,6 +76,4 @@ def chromium():
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1200,1400"):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield window
-    window.quit()
+    return webdriver.Chrome(options, webdriver.ChromeService(driver))

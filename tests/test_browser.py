@@ -1,17 +1,26 @@
-"""The pages in a real browser, where a mouse clicks and keys are pressed as a person does it."""
+"""The pages in a real browser, where a mouse clicks and keys are pressed as a person does it.
 
+`python tests/test_browser.py RUN` clicks a point of image 7 and stores the README's picture of play.
+"""
+
+import base64
 import json
 import shutil
+import sys
+import threading
 import time
 
 import command_line
+import imageio.v3 as iio
+import numpy as np
 import pages
 import pytest
-from pages import serving
+from command_line import minisagan
+from pages import serving, until
 from test_play import decoded
 
 from minisagan import data
-from minisagan.look import play, watch
+from minisagan.look import play, report, server, watch
 
 run, chromium = pages.run, pages.chromium  # fixtures
 
@@ -19,15 +28,6 @@ run, chromium = pages.run, pages.chromium  # fixtures
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(data, "DRAWN", command_line.FEW)
-
-
-def until(condition, seconds=15):
-    """What the condition returns as soon as that is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
-    return found
 
 
 class Page:
@@ -134,11 +134,40 @@ def test_the_keyboard_alone_reaches_everything(page):
     assert label == "image 1, 0, point at row 12, column 14; arrow keys move it"
 
 
+def test_tab_goes_through_all_that_can_be_chosen(page):
+    from selenium.webdriver import Keys
+    from selenium.webdriver.support.ui import Select
+
+    page.click(page.all(".sheet img")[0])
+    until(lambda: page.text(".look h3"))
+    page.find("#network").send_keys("")
+    where = "const at = document.activeElement; return at.id || at.className || at.parentElement.className"
+    order = []
+    for _ in range(29):
+        order.append(page.window.execute_script(where))
+        page.press(Keys.TAB)
+    assert order == ["network", "label", "step", "beside", "seed", "new", "to", "new-to", "t", "truncation", "gamma",
+                     "reset", *["sheet"] * 16, "picture"]  # fmt: skip
+    page.find("#label").send_keys("")
+    page.change(lambda: page.press(Keys.ARROW_DOWN))
+    assert Select(page.find("#label")).first_selected_option.text == "0"
+
+
 def test_everything_has_a_name_for_a_screen_reader(page):
     nodes = page.window.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     roles = ("button", "combobox", "slider", "spinbutton", "img", "image", "application")
     found = [node for node in nodes if node.get("role", {}).get("value") in roles and not node["ignored"]]
-    assert len(found) > 30 and [node["role"] for node in found if not node["name"]["value"]] == []
+    assert all(node["name"]["value"] for node in found)
+    names = {(node["role"]["value"], node["name"]["value"]) for node in found}
+    assert names == {
+        *(("combobox", name) for name in ("Network", "Class", "Step", "Beside it")),
+        *(("spinbutton", name) for name in ("Latents, seed", "Towards, seed")),
+        *(("slider", name) for name in ("On the way", "Truncation", "Gamma")),
+        *(("button", name) for name in ("New latents", "New latents to go to", "Back to the start")),
+        *(("button", f"image {n + 1}, {n % 10}") for n in range(16)),
+    }
+    spoken = [page.find(f"#{name}").get_attribute("aria-valuetext") for name in ("t", "truncation", "gamma")]
+    assert spoken == ["0 %", "none", "1 times its value"]
     assert page.find("#line").get_attribute("role") == "status" and page.all("[aria-live=polite]")
 
 
@@ -160,6 +189,76 @@ def test_the_discriminator_looks_at_real_images(page):
     assert "D " in page.all(".sheet button")[0].text and not page.find("#t").is_displayed()
     page.click(page.all(".sheet img")[0])
     until(lambda: "Where image 1" in page.text(".look h3"))
+
+
+KINDS = {  # of runs: the data's size and channels, the options, how many images are shown
+    "RGB, 128, two classes": (128, 3, ("--ema", 0), 8),
+    "RGB, 256, no classes": (256, 3, ("--unconditional",), 4),
+    "grey, 64, no attention": (64, 1, ("--attention", "none", "--channels", 1), 16),
+}
+
+
+@pytest.mark.parametrize("size, channels, options, count", KINDS.values(), ids=KINDS)
+def test_runs_of_every_kind(few, chromium, tmp_path, monkeypatch, size, channels, options, count):
+    for k, name in enumerate(["cat", "a dog of a rather long name"] * 2):
+        image = np.random.RandomState(k).randint(0, 256, (size, size, channels)).astype(np.uint8)
+        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
+        iio.imwrite(tmp_path / "pets" / name / f"{k}.png", image.squeeze())
+    minisagan("train", "--dataset", tmp_path / "pets", "--size", size, "--width", 4, "--batch-size", 2, "--steps", 1,
+              "--sample-every", 0, "--threads", 2, *options, "--out", tmp_path / "run")  # fmt: skip
+    monkeypatch.setattr(report, "MEASURED", 8)
+    classes, attention = "--unconditional" not in options, "none" not in options
+    for width, least in ((400, 2), (1300, 4)):
+        with serving(play.Play(tmp_path / "run").routes()) as server:
+            page = Page(chromium, server.url, width=width)
+            until(lambda page=page: page.sources() and " ms" in page.text("#line"), 60)
+            images = page.all(".sheet img")
+            assert [decoded(uri).shape for uri in page.sources()] == [(size, size, channels)] * count
+            tops = [image.rect["y"] for image in images]
+            rows = sorted(set(tops))
+            assert tops == sorted(tops) and tops.count(rows[0]) >= least  # whole rows, whatever the names' lengths
+            assert images[0].rect["width"] >= min(72, size) and images[0].rect["width"] == images[0].rect["height"]
+            assert ("without classes" in page.text("#hint")) is not classes
+            assert page.find("#label").is_displayed() is classes and page.find("#gamma").is_displayed() is attention
+            page.click(images[count - 1], 5, 5)
+            if attention:
+                until(lambda page=page: page.text("#line").startswith("Map in"), 60)
+                assert f"Where image {count}" in page.text(".look h3")
+                assert decoded(page.sources(".map img")[0]).shape[0] >= max(320, size)
+            else:
+                until(lambda page=page: "without attention: there is no map" in page.text("#line"))
+            assert not page.overflows() and page.complaints() == []
+        with serving(watch.Watch(tmp_path / "run").routes()) as server:
+            page = Page(chromium, server.url, width=width)
+            until(lambda page=page: page.all("#configuration"), 60)
+            assert ("a row for each class" in page.text("#samples")) is classes
+            assert bool(page.all("#attention")) is attention and len(page.all("svg")) == (6 if attention else 4)
+            assert not page.overflows() and page.complaints() == []
+
+
+def test_watch_says_how_the_run_is_while_a_section_takes_long_and_another_breaks(run, few, chromium, tmp_path):
+    routes, asked = watch.Watch(run).routes(), []
+    whole, release = routes["GET /section/attention"], threading.Event()
+    lines = iter(["first", "second"])
+    routes["GET /state"] = lambda: server.as_json(json.loads(watched.state().data) | {"status": next(lines, "third")})
+    watched = watch.Watch(run)
+
+    def slow():
+        asked.append(time.monotonic())
+        release.wait(60)
+        return whole()
+
+    def broken():
+        raise ZeroDivisionError("no such thing")
+
+    routes |= {"GET /section/attention": slow, "GET /section/samples": broken}
+    with serving(routes) as page_server:
+        page = Page(chromium, page_server.url)
+        until(lambda: page.text("#line") == "third", 30)
+        assert len(asked) == 1 and not page.all("#configuration") and page.all("#curves")
+        assert page.text("#place-samples") == "samples: internal error, ZeroDivisionError: no such thing"
+        release.set()
+        until(lambda: page.all("#configuration"), 30)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -202,3 +301,22 @@ def test_a_page_of_watch_follows_the_run_its_end_and_the_servers_restart(run, fe
     assert len(page.all("svg")) == 6
     with serving(routes, port):
         until(lambda: page.text("#line").startswith("done"))
+
+
+def store_picture(run):
+    """examples/pictures/play.png: the page with the map of a point of the seventh image."""
+    window = pages.open_chromium()
+    with serving(play.Play(run).routes()) as server:
+        page = Page(window, server.url, width=1000)
+        until(lambda: page.sources() and " ms" in page.text("#line"), 60)
+        page.click(page.all(".sheet img")[6], 4, 8)
+        until(lambda: page.text("#line").startswith("Map in"), 60)
+        height = page.find("#sides").rect["y"] + page.find("#sides").rect["height"] + 30
+        clip = {"x": 0, "y": 0, "width": 1000, "height": height, "scale": 1}
+        shot = window.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    window.quit()
+    (command_line.ROOT / "examples" / "pictures" / "play.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+if __name__ == "__main__":
+    store_picture(sys.argv[1])

@@ -32,6 +32,8 @@ ARCHITECTURES = [
     {"attention_form": "paper"},
     {"attention": None},
     {"attention": 8, "classes": 3},
+    {"attention_key": 1},
+    {"attention_key": 4, "attention_form": "paper", "classes": 0, "channels": 3},
     {"spectral_norm": "discriminator"},
     {"spectral_norm": "none", "classes": 0, "attention_form": "paper"},
     {"init": "xavier", "latent": 5, "channels": 3},
@@ -39,6 +41,7 @@ ARCHITECTURES = [
     {"size": 64, "channels": 3, "attention": 32, "attention_form": "paper", "classes": 0},
     {"size": 64, "attention": None, "spectral_norm": "none"},
     {"size": 128, "channels": 3, "attention": 16, "classes": 2},
+    {"size": 256, "channels": 3, "width": 4, "classes": 0},
 ]
 
 
@@ -177,7 +180,7 @@ def test_what_can_not_be_exported_is_one_line(run, apart, monkeypatch):
             message = refused("export", run)
             minisagan("export", run, "--to", "safetensors")  # needs neither
         assert f"a graph needs onnx and onnxruntime (import of {package} halted" in message
-        assert "pip install 'minisagan[onnx]', or take --to safetensors" in message
+        assert "pip install onnx onnxruntime, or take --to safetensors" in message
     assert not Path("generator.onnx").exists()
 
 

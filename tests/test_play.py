@@ -1,7 +1,11 @@
 """minisagan play: the images are those of minisagan sample, the maps those of minisagan attention."""
 
 import base64
+import json
 import shutil
+import socket
+import threading
+import time
 from dataclasses import replace
 
 import command_line
@@ -10,11 +14,13 @@ import numpy as np
 import pages
 import pytest
 from command_line import SMALL, minisagan, refused
-from pages import ask, serving
+from pages import ask, serving, until
 
 from minisagan import data
+from minisagan.errors import UsageError
 from minisagan.look import attention_maps, play
 from minisagan.look.interpolation import slerp
+from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.sampling import generate, latents
 
@@ -120,6 +126,38 @@ def test_what_is_out_of_bounds_is_one_line(page, wrong):
     assert status == 400 and came.keys() == {"error"} and "\n" not in came["error"]
 
 
+def test_of_requests_whose_senders_went_away_only_a_few_wait(run, monkeypatch):
+    shown, entered, release = play.Play(run), threading.Event(), threading.Event()
+    drawn, full = [], (500, {"error": "8 requests are waiting already: ask again later"})
+
+    def slow(asked, *_):
+        drawn.append(asked.seed)
+        entered.set()
+        release.wait(60)
+        raise UsageError("drawn")
+
+    monkeypatch.setattr(shown, "_seen", slow)
+    with serving(shown.routes()) as page:
+        body = json.dumps(ASKED).encode()
+        head = b"POST /draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+        for _ in range(play.WAITING):
+            with socket.create_connection(("127.0.0.1", page.server_port)) as connection:
+                connection.sendall(head + body)
+        assert entered.wait(60)
+        until(lambda: not free(shown.room))
+        assert ask(page, "POST", "/draw", ASKED)[::2] == full
+        release.set()
+        while ask(page, "POST", "/draw", ASKED | {"seed": 1})[0] == 500:
+            time.sleep(0.01)
+        until(lambda: drawn.count(0) == play.WAITING)
+    assert drawn.count(1) == 1 and len(drawn) == play.WAITING + 1
+
+
+def free(room):
+    """Whether the semaphore has a place."""
+    return room.acquire(blocking=False) and (room.release() or True)
+
+
 def test_a_point_outside_an_image_that_is_none_and_a_latent_of_a_million_numbers(page):
     for wrong in ({"point": [28, 0]}, {"point": [-1, 0]}, {"point": [0.5, 0]}, {"point": [0]}, {"point": "ab"},
                   {"image": 16}, {"image": None}, {"point": {"0": 1, "1": 2}}):  # fmt: skip
@@ -170,4 +208,9 @@ def test_what_cannot_be_played_with_is_one_line(run, tmp_path):
     assert "is it a run folder?" in refused("play", "empty", code=3)
     (tmp_path / "x.safetensors").write_bytes(b"no checkpoint")
     assert "cannot use this checkpoint" in refused("play", "x.safetensors", code=3)
+    tensors, about = checkpoint.load(run / "checkpoints" / "step-00000003.safetensors")
+    about = {key: value for key, value in about.items() if key not in ("format", "sha256")}
+    config = json.dumps(json.loads(about["config"]) | {"tempo": 1})
+    checkpoint.save(tmp_path / "old.safetensors", tensors, about | {"config": config})
+    assert "this version of minisagan doesn't know tempo" in refused("play", "old.safetensors", code=3)
     assert "'--port'" in refused("play", run, "--port", 0)

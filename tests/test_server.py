@@ -1,6 +1,7 @@
 """The server of pages, attacked by raw requests: it answers a fixed table, to this machine's browser, and goes on."""
 
 import socket
+import threading
 
 import pytest
 from pages import ask, serving
@@ -127,6 +128,17 @@ def test_who_goes_away_or_says_nothing_does_not_stop_the_others(page):
     assert ask(page, "GET", "/")[0] == 200
     for connection in idle[10:]:
         connection.close()
+
+
+def test_a_burst_of_connections_waits_to_be_taken():
+    """Nobody takes them yet: those beyond the length of the queue would be sent again, after seconds."""
+    with server.Server({"GET /": server.asset("play.html")}, "test") as page:
+        waiting = [socket.create_connection(("127.0.0.1", page.server_port), 2) for _ in range(100)]
+        threading.Thread(target=page.serve_forever, args=(0.02,), daemon=True).start()
+        assert ask(page, "GET", "/")[0] == 200
+        for connection in waiting:
+            connection.close()
+        page.shutdown()
 
 
 def test_a_port_that_is_taken_is_one_line_and_without_one_another_is_found(page):

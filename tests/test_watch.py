@@ -14,6 +14,7 @@ from command_line import SMALL, minisagan, refused, start
 from pages import ask, serving
 
 from minisagan.look import report, watch
+from minisagan.run import checkpoint
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
 pytestmark = pytest.mark.usefixtures("apart")
@@ -73,6 +74,21 @@ def test_a_run_that_is_deleted_or_replaced_meanwhile(copy):
         assert "Maps" in section(page, "attention") and state(page)["status"].startswith("done: all 3 steps")
 
 
+def test_a_run_of_another_version_one_without_checkpoints_and_one_that_is_resumed(copy):
+    tensors, about = checkpoint.load(newest := copy / "checkpoints" / "step-00000003.safetensors")
+    about = {key: value for key, value in about.items() if key not in ("format", "sha256")}
+    config = json.loads(about["config"])
+    with serving(watch.Watch(copy).routes()) as page:
+        minisagan("train", "--resume", copy, "--steps", 5, "--threads", 1)
+        assert state(page)["status"].startswith("done: all 5 steps") and "step 5 of 5" in section(page, "title")
+        (copy / "checkpoints" / "step-00000005.safetensors").unlink()
+        checkpoint.save(newest, tensors, about | {"config": json.dumps(config | {"tempo": 1})})
+        assert "this version of minisagan doesn&#x27;t know tempo" in section(page, "configuration")
+        shutil.rmtree(copy / "checkpoints")
+        assert "no readable checkpoint" in state(page)["status"] and "no readable" in section(page, "title")
+        assert "<svg" in section(page, "curves")  # what can be shown is
+
+
 def test_how_a_run_stands(copy):
     config = json.loads((copy / "config.json").read_text())
     config["config"] |= {"steps": 1000, "batch_size": 10}
@@ -84,6 +100,18 @@ def test_how_a_run_stands(copy):
     assert stands(0) == "training: step 200 of 1,000, 40 images/s, 3 min 20 s left"
     assert stands(10) == "training: step 200 of 1,000, 40 images/s, 3 min 10 s left"
     assert stands(7200) == "at rest: step 200 of 1,000, 50 s of training; no news for 2 h 00 min"
+    whole = json.dumps({"step": 1000, "seconds": 250.0}) + "\n"
+    (copy / "log.jsonl").write_text(whole)
+    assert stands(0) == "done: all 1,000 steps, after 4 min 10 s of training"
+    config["config"]["steps"] = 3  # the log has the records of some steps, the checkpoint the time of all
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "log.jsonl").write_text('{"step": 1, "seconds": 0.25}\n')
+    tensors, about = checkpoint.load(newest := copy / "checkpoints" / "step-00000003.safetensors")
+    about = {key: value for key, value in about.items() if key not in ("format", "sha256")}
+    checkpoint.save(newest, tensors, about | {"seconds": "62.5"})
+    assert stands(0) == "done: all 3 steps, after 1 min 02 s of training"
+    config["config"]["steps"] = 1000
+    (copy / "config.json").write_text(json.dumps(config))
     (copy / "log.jsonl").write_text("")
     assert stands(0) == "step 0 of 1,000: no step is logged yet"
 

@@ -72,6 +72,7 @@ const arrange = (count) => {
   while (shown.length < count) {
     const root = $("side").content.cloneNode(true).firstElementChild;
     $("sides").append(root);
+    root.style.setProperty("--least", `${Math.max(72, facts.size / 2)}px`);
     const find = (selector) => root.querySelector(selector);
     const side = { root, sheet: find(".sheet"), look: find(".look"), picture: find(".picture"), map: find(".map") };
     for (const place of [side.picture, side.map]) {
@@ -88,6 +89,7 @@ const buttons = (side, found) => {
     const n = side.sheet.children.length, button = document.createElement("button"), middle = facts.size >> 1;
     button.type = "button";
     button.append(document.createElement("img"), document.createElement("span"));
+    button.firstChild.alt = ""; // the button has the name
     button.addEventListener("click", (event) => {
       const byKey = event.detail === 0; // Enter or space: there is no place, so the middle
       point(n, ...(byKey ? [middle, middle] : pixel(event, button.firstChild)));
@@ -97,8 +99,9 @@ const buttons = (side, found) => {
   found.images.forEach((image, n) => {
     const button = side.sheet.children[n];
     button.firstChild.src = image;
-    button.firstChild.alt = named(found, n);
-    button.lastChild.textContent = [found.names?.[n], found.scores && `D ${found.scores[n].toFixed(2)}`].filter(Boolean).join(", ");
+    const score = found.scores && `D ${found.scores[n].toFixed(2)}`;
+    button.setAttribute("aria-label", [named(found, n), score].filter(Boolean).join(", "));
+    button.lastChild.textContent = [found.names?.[n], score].filter(Boolean).join(", ");
     button.setAttribute("aria-pressed", String(looked?.image === n));
   });
 };
@@ -189,9 +192,11 @@ const outputs = () => {
   const made = $("network").value === "generator", value = (id) => Number($(id).value);
   for (const part of document.querySelectorAll(".made")) part.hidden = !made;
   $("seed-name").textContent = made ? "Latents" : "Order";
+  $("new").setAttribute("aria-label", made ? "New latents" : "New order");
   $("t-said").textContent = `${Math.round(100 * value("t"))} %`;
   $("truncation-said").textContent = value("truncation") === NONE ? "none" : `within ±${value("truncation")}`;
   $("gamma-said").textContent = `${value("gamma")} times its value`;
+  for (const id of ["t", "truncation", "gamma"]) $(id).setAttribute("aria-valuetext", $(`${id}-said`).textContent);
 };
 
 const reset = () => {

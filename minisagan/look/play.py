@@ -8,6 +8,7 @@ import base64
 import re
 import threading
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisagan import data
-from minisagan.errors import UsageError
+from minisagan.errors import Fault, UsageError
 from minisagan.look import attention_maps, pictures, server
 from minisagan.look.interpolation import slerp
 from minisagan.run import checkpoint
@@ -26,6 +27,7 @@ COUNTS = {32: BATCH, 64: BATCH, 128: 8, 256: 4}  # images at a time, by the netw
 WIDE = 320  # the least width of the picture with a map, in pixels
 GREATEST = 5  # weights that are told with a map
 LOADED = 4  # networks that are kept in memory: two of each kind
+WAITING = 8  # requests at a time: a page has one, but those whose sender went away are computed, too
 
 
 class Asked(NamedTuple):
@@ -58,7 +60,7 @@ class Play:
         self.folder = runs.folder_of(file)
         self.arch, self.size = self.config.architecture, self.about["image_size"]
         self.classes = self.about["classes"] if self.arch.classes else []
-        self.lock = threading.Lock()  # one thing is computed at a time
+        self.lock, self.room = threading.Lock(), threading.BoundedSemaphore(WAITING)
 
     def routes(self):
         files = {"/": "play.html", "/play.js": "play.js", "/report.css": "report.css", "/play.css": "play.css"}
@@ -81,7 +83,7 @@ class Play:
 
     def draw(self, body):
         """The images that are asked for, with the discriminator's scores of real ones."""
-        with self.lock:
+        with self._turn():
             asked = self._asked(body)
             start = time.perf_counter()
             images, _, labels, scores, gamma = self._seen(asked, *self._file(asked.step))
@@ -93,7 +95,7 @@ class Play:
 
     def look(self, body):
         """The attention map of a point {"image": number, "point": [y, x]} of the images that are asked for."""
-        with self.lock:
+        with self._turn():
             attention = self.arch.attention
             if not attention:
                 raise UsageError("this run was trained without attention: there is no map")
@@ -113,6 +115,17 @@ class Play:
                 "cell": [(p + (self.arch.size - self.size) // 2) * attention // self.arch.size for p in (y, x)],
                 **self._told(weights, y, x),
             })  # fmt: skip
+
+    @contextmanager
+    def _turn(self):
+        """Inside, nothing else is computed; Fault if too many wait for that already."""
+        if not self.room.acquire(blocking=False):
+            raise Fault(f"{WAITING} requests are waiting already: ask again later")
+        try:
+            with self.lock:
+                yield
+        finally:
+            self.room.release()
 
     def _over(self, image, weights):
         scale = max(1, -(-WIDE // self.size))

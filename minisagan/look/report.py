@@ -125,7 +125,8 @@ def _pictures(report):
             still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{_uri(last, "png")}">'
             inside = f"<picture>{still}{inside}</picture>"
         cards.append(_card("The way there", inside))
-    text = "The same latents each time, a row for each class: drawn, not chosen." if cards else "None yet."
+    rows = ", a row for each class" if cards and report.loaded[1].architecture.classes else ""
+    text = f"The same latents each time{rows}: drawn, not chosen." if cards else "None yet."
     return _section("samples", "Samples", text, *cards)
 
 

@@ -68,6 +68,7 @@ class Server(ThreadingHTTPServer):
     that was started anew, or if that is taken any free one. Fault if the port is taken.
     """
 
+    request_queue_size = 128  # connections that wait to be taken; with the usual 5 a burst waits for seconds
     daemon_threads = True  # what is being computed does not hold up the end
     allow_reuse_address = os.name == "posix"  # elsewhere it would share the port with another program
 

@@ -28,19 +28,33 @@ const place = (name) => {
   return found;
 };
 
+// Asks for the sections that changed, in their order, unless that is still being done.
+let renewing = false;
+const renew = async (wanted) => {
+  if (renewing) return;
+  renewing = true;
+  for (const [name, stamp] of Object.entries(wanted)) {
+    if (stamps[name] === stamp) continue;
+    try {
+      const found = await get(`/section/${name}`);
+      place(name).innerHTML = found.html;
+      stamps[name] = found.stamp;
+    } catch (error) {
+      if (error instanceof TypeError) break; // nobody listens any more, which `follow` will say
+      place(name).textContent = `${name}: ${error.message}`;
+    }
+  }
+  const heading = document.querySelector("h1");
+  if (heading) document.title = heading.textContent;
+  renewing = false;
+};
+
 const follow = async () => {
   try {
     const state = await get("/state");
     for (const name of Object.keys(state.sections)) place(name);
     say(state.status, false);
-    for (const [name, stamp] of Object.entries(state.sections)) {
-      if (stamps[name] === stamp) continue;
-      const found = await get(`/section/${name}`);
-      place(name).innerHTML = found.html;
-      stamps[name] = found.stamp;
-    }
-    const heading = document.querySelector("h1");
-    if (heading) document.title = heading.textContent;
+    renew(state.sections); // not awaited: maps may take long, and the line above is to go on
   } catch (error) {
     const gone = error instanceof TypeError; // what fetch throws when nobody listens
     say(gone ? "minisagan watch has ended: this is the last it showed. Started again, it goes on here." : error.message, true);

@@ -66,7 +66,8 @@ def standing(folder, now=None):
     try:
         config = json.loads((folder / "config.json").read_text())["config"]
         log, written = runs.read_log(folder), (folder / "log.jsonl").stat().st_mtime
-        saved = int(checkpoint.read_metadata(runs.find(folder))["step"])  # of the last steps the log may have none
+        newest = checkpoint.read_metadata(runs.find(folder))  # of the last steps the log may have no record
+        saved, seconds = int(newest["step"]), float(newest["seconds"])
         steps, images = config["steps"], config["batch_size"] * config["d_steps"]
     except (Fault, OSError, ValueError, KeyError, TypeError) as error:
         return f"the run cannot be read now: {error}"
@@ -77,7 +78,7 @@ def standing(folder, now=None):
     done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
     where = f"step {last['step']:,} of {steps:,}"
     if max(saved, last["step"]) >= steps:
-        return f"done: all {steps:,} steps, after {duration(last['seconds'])} of training"
+        return f"done: all {steps:,} steps, after {duration(max(seconds, last['seconds']))} of training"
     each = spent / done if done > 0 else last["seconds"] / last["step"]
     if silent > max(SILENCE, 50 * each):
         return f"at rest: {where}, {duration(last['seconds'])} of training; no news for {duration(silent)}"
