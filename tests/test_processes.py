@@ -63,7 +63,7 @@ def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
 
 
 def test_processes_that_cannot_have_equal_shares_are_refused():
-    for count, size in ((3, 64), (16, 64), (2, 9)):
+    for count, size in ((3, 64), (16, 64), (2, 9), (0, 64), (-2, 64)):
         with pytest.raises(ValueError, match=f"{count} processes: must divide 8 and the batch of {size}"):
             Training(replace(CONFIG, batch_size=size), DATA, processes=count)
 
