@@ -49,7 +49,8 @@ class Page:
         return self.window.find_elements("css selector", selector)
 
     def text(self, selector):
-        return self.find(selector).text
+        """Read at one stroke: the page may replace the element at any moment."""
+        return self.window.execute_script("return document.querySelector(arguments[0]).innerText", selector).strip()
 
     def click(self, element, x=0, y=0):
         """A click so far from the element's middle, in pixels."""
@@ -63,7 +64,8 @@ class Page:
         ActionChains(self.window).send_keys(*keys).perform()
 
     def sources(self, selector=".sheet img"):
-        return [image.get_attribute("src") for image in self.all(selector)]
+        script = "return Array.from(document.querySelectorAll(arguments[0]), (image) => image.src)"
+        return self.window.execute_script(script, selector)
 
     def change(self, act):
         """Does `act`, and waits until the images are other ones: those."""
@@ -283,6 +285,7 @@ def test_a_page_of_watch_follows_the_run_its_end_and_the_servers_restart(run, fe
     config = json.loads((folder / "config.json").read_text())
     config["config"]["steps"] = 20
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "log.jsonl").touch()  # its news are fresh
     routes = watch.Watch(folder).routes()
     with serving(routes) as server:
         page = Page(chromium, server.url)
