@@ -89,7 +89,7 @@ def test_two_hosts_have_the_bits_of_one_process_and_the_cable_carries_what_is_co
         over_cable = carried(here)
     numbers, bits = done.stdout.splitlines()
     counted, meetings = map(int, numbers.split())
-    print(f"in {meetings // 20} meetings a step each host got {counted // 20:,} bytes; the cable carried {over_cable:,} in all")
+    print(f"{meetings // 20} meetings a step, {counted // 20:,} bytes to each host; {over_cable:,} over the cable")
     assert bits == digest(training)
     expected = counted * 21 // 20 + sum(x.nbytes for x in training.owned()) // 2  # `owned`, when they are read at last
     of_weights = 6 * (len(training.adam_g.weights) + len(training.adam_d.weights))  # gradients once, weights by halves
