@@ -18,6 +18,7 @@ def measure(training):
     The norms of the last gradients; the least, median and greatest sigma of the spectrally normalised layers; the
     gates gamma of attention, and |gamma o| / |x|, what comes through them, for a few images of G's.
     """
+    training.complete()
     norm, config = np.linalg.norm, training.config
     found = {"grad_g": norm(training.adam_g.g), "grad_d": norm(training.adam_d.g)}
     networks, sigmas = {"g": training.G.eval(), "d": training.D.eval()}, {}

@@ -66,7 +66,7 @@ def assemble(training, invited):
 
 
 def _ranks(training):
-    return mpi.Ranks(_follow, training.small(), training.config.parts)
+    return mpi.Ranks(_follow, _give, training.small(), training.owned(), training.config.parts)
 
 
 def _take():
@@ -75,3 +75,7 @@ def _take():
 
 def _follow(state, count, step):
     _training.team.follow(_training.steps, state, count, step)
+
+
+def _give():
+    _training.team.publish(_training.owned())

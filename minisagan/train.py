@@ -145,9 +145,6 @@ class Training:
             self.step_g()
             history[k] = processes.total([self.losses])[0]
         history /= processes.world()
-        for adam in (self.adam_d, self.adam_g):
-            processes.publish(adam.m, adam.v, adam.g)  # which nobody but their owners read between steps
-        processes.publish(self.ema.average)
         return history
 
     def _seen(self, t):
@@ -178,6 +175,15 @@ class Training:
         z, labels = map(processes.share, noise(self.config, rng.Stream.Z_G, rng.Stream.LABELS_G, self.adam_g.t))
         (self.losses[3],) = generator_step(self.G, self.D, self.adam_g, self.ema, z, labels)
 
+    def owned(self):
+        """The flat arrays of which each process updates its part, and which nobody else reads in a step."""
+        return [x for adam in (self.adam_d, self.adam_g) for x in (adam.m, adam.v, adam.g)] + [self.ema.average]
+
+    def complete(self):
+        """Have all of `owned` here. MPI's other ranks keep what they updated until somebody wants to read it."""
+        if self.invited and self.team:
+            self.team.complete()
+
     def small(self):
         """The arrays that are neither shared nor owned in parts: each process has its own, all alike."""
         counts = [self.adam_g.t, self.adam_d.t, self.ema.t, self.adam_g.steps, self.adam_d.steps]
@@ -195,6 +201,7 @@ class Training:
         weights are G's.
         """
         if self.sampled_at != self.step:
+            self.complete()
             if not self.config.ema:
                 self.ema.average[...] = self.adam_g.weights
             buffers = self.average.buffers()
@@ -206,6 +213,7 @@ class Training:
 
     def state(self):
         """All arrays of the run, name -> the live array: what a checkpoint holds, and what loading writes into."""
+        self.complete()
         arrays = {}
         for name, net in (("G", self.G), ("D", self.D), ("average", self.average)):
             arrays |= {f"{name}.{key}": p.data for key, p in net.parameters().items()}

@@ -112,13 +112,15 @@ class Ranks:
 
     `state` are small arrays that may change on rank 0 between two runs: each run carries them to the others. Where rank
     0 calls `run(work, a, b)`, all others get `there(state, a, b)`, a function that can be found by its name, to call:
-    it calls their `follow(work, state, a, b)`.
+    it calls their `follow(work, state, a, b)`. `owned` are flat arrays of which each rank has its own part only, until
+    rank 0 calls `complete`: then the others get `give()` to call, which publishes theirs.
     """
 
     ended, carries = False, True
 
-    def __init__(self, there, state, parts=processes.PARTS):
-        self.comm, self.parts, self.there, self.state = comm(), parts, there, state
+    def __init__(self, there, give, state, owned, parts=processes.PARTS):
+        self.comm, self.parts, self.there, self.give = comm(), parts, there, give
+        self.state, self.owned, self.whole = state, owned, True
         self.rank, self.world = self.comm.rank, self.comm.size
 
     def run(self, work, a, b):
@@ -128,8 +130,15 @@ class Ranks:
         _apart = True
         with processes.member(self):
             found = work(a, b)
-        _apart = False
+        _apart = self.whole = False
         return found
+
+    def complete(self):
+        """On rank 0: have all of the arrays `owned`, if a step was made since this was called last."""
+        if not self.whole:
+            call(self.give)
+            self.publish(self.owned)
+            self.whole = True
 
     def follow(self, work, state, a, b):
         for x, carried in zip(self.state, state, strict=True):
