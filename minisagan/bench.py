@@ -19,7 +19,7 @@ AHEAD = 10  # steps that follow one another on a GPU before Python waits for the
 
 @dataclass
 class Exchanged:
-    """How often processes met, the bytes that each had from the others, and the seconds that passed, waiting included."""
+    """How often processes met, what each got from the others, and the seconds that passed, waiting included."""
 
     meetings: int = 0
     nbytes: int = 0

@@ -20,7 +20,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "DRAWN", FEW)
-        minisagan("train", *SMALL, "--steps", 3, "--checkpoint-every", 1, "--lr-g", 0.005, "--fall", 0, "--ema", 0, "--out", folder)
+        rates = "--lr-g", 0.005, "--fall", 0, "--ema", 0
+        minisagan("train", *SMALL, "--steps", 3, "--checkpoint-every", 1, *rates, "--out", folder)
     return folder
 
 

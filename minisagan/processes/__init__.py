@@ -75,7 +75,7 @@ def total(xs):
     if world() == 1:
         return xs
     numbers = np.concatenate([x.ravel() for x in xs])  # (all their numbers,)
-    if _group.carries and world() > 2:  # each makes the sums of its part, so that it need not be sent all numbers of all
+    if _group.carries and world() > 2:  # each adds its part, and need not be sent all numbers of all
         sums = _group.collect(_halved(_group.scatter(numbers)), len(numbers))
     else:
         sums = _halved(gather(numbers))
