@@ -203,7 +203,7 @@ class started:
         self.run = tmp_path / "run"
 
     def __enter__(self):
-        train = "train", *TINY, "--steps", "9999", "--checkpoint-every", "1", "--out", str(self.run)
+        train = "train", *TINY, "--steps", "600", "--checkpoint-every", "1", "--out", str(self.run)
         self.process = subprocess.Popen(
             [MPIEXEC, "-n", "2", sys.executable, "-m", "minisagan", *train],
             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
