@@ -133,8 +133,9 @@ def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Training, "advance", signalled)
     before = signal.getsignal(number)
-    args = "--steps", 6, "--batch-size", 8, "--d-steps", 2, "--flip", "--width", 8
-    minisagan("train", *args, "--sample-every", 2, "--out", "a", code=128 + number)
+    args = "--steps", 6, "--batch-size", 8, "--d-steps", 2, "--flip", "--width", 8, "--sample-every", 2
+    rates = "--lr-g", CONFIG.lr_g, "--lr-d", CONFIG.lr_d, "--fall", 0, "--pack", 1  # not the digits' own
+    minisagan("train", *args, *rates, "--out", "a", code=128 + number)
     assert signal.getsignal(number) is before
     assert checkpoint.newest(tmp_path / "a" / "checkpoints").name == "step-00000003.safetensors"
     minisagan("train", "--resume", "a", "--threads", 1)
@@ -227,8 +228,8 @@ def test_other_rates_hold_from_there_on_and_are_recorded(tmp_path):
     minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 4)
     minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 5)  # now it is the run's own
     about = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 1.6e-3, 5)
-    assert about["changes"] == [{"after_step": 2, "was": {"lr_g": 4e-4}, "is": {"lr_g": 1e-5}}]
+    assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 2.4e-3, 5)
+    assert about["changes"] == [{"after_step": 2, "was": {"lr_g": 6e-4}, "is": {"lr_g": 1e-5}}]
     assert [(r["step"], r.get("lr_g")) for r in runs.read_log(tmp_path / "a")][2:] == [(3, 1e-5), (4, None), (5, None)]
     for flag, value in (("--width", 16), ("--batch-size", 16), ("--dataset", "mnist")):
         assert f"another {flag[2:]} {value}" in minisagan("train", "--resume", "a", flag, value, code=2)[1]
