@@ -205,7 +205,7 @@ def work(program, net, threads):
                 wall, cpu = time.perf_counter(), cpu_seconds(forks)
             if program == OURS:
                 training.advance()  # draws its own noise and fetches its own images, too
-                forks = training.forks.forks if training.forks else []
+                forks = getattr(training.team, "forks", [])  # none, if it works alone
                 continue
             pytorch_twin.discriminator_step(G, D, adam_d, *inputs[:4])
             pytorch_twin.generator_step(G, D, adam_g, ema, *inputs[4:])

@@ -90,9 +90,10 @@ def test_a_sum_over_the_batch_has_one_order_however_many_processes_share_it(monk
     for world in (2, 4, 8):
         shares = []
         for rank in range(world):
-            with processes.member(SimpleNamespace(world=world, rank=rank)):
+            with processes.member(SimpleNamespace(parts=8, world=world, rank=rank)):
                 shares.append(batch.sum(add, processes.share(x)))
-        with processes.member(SimpleNamespace(world=world, exchange=lambda x, shares=shares: np.stack(shares))):
+        exchange = lambda x, shares=shares: np.stack(shares)
+        with processes.member(SimpleNamespace(parts=8, world=world, carries=False, exchange=exchange)):
             (total,) = processes.total([shares[0]])
         assert total.tolist() == whole.tolist()
 
@@ -164,7 +165,7 @@ def test_the_gradient_of_a_mean_loss_is_that_of_the_whole_batch():
     whole = grad(squared_error(layer(x), t), layer.used)
     shares = []
     for rank in (0, 1):
-        with processes.member(SimpleNamespace(world=2, rank=rank)):
+        with processes.member(SimpleNamespace(parts=8, world=2, rank=rank)):
             loss = squared_error(layer(processes.share(x)), processes.share(t))
             shares.append(grad(loss, layer.used, np.ones_like(loss.data) / processes.world()))
     for a, b, both in zip(*shares, whole, strict=True):
@@ -200,7 +201,7 @@ def test_an_exchange_is_of_all_processes_in_order():
 def test_a_process_that_dies_ends_the_step_with_a_fault():
     training = opened(4)
     training.advance()
-    group = training.forks
+    group = training.team
     os.kill(group.forks[1], signal.SIGKILL)
     with pytest.raises(Fault, match="a process that shared the batch has ended"):
         for _ in range(3):
