@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from functools import partial
 
 import command_line
