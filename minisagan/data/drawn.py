@@ -94,6 +94,7 @@ SEGMENTS = 64  # of a path, whatever its form: each about a pixel of 28 long, or
 CHUNK = 100  # images drawn together, from one block of the generator's counter: part of what a seed means
 WAVES, FREQUENCY, AMPLITUDE = 4, 1.4, 0.12  # of the warp, in half boxes (10 units of FORMS)
 BRUSH, EDGE = 0.7, 1.4  # s and edge of the equations above, in pixels of 28
+FAR = -40  # exponents of the Gaussians end here, where there is no ink: subnormal numbers multiply slowly
 
 
 def _spline(form):
@@ -159,7 +160,8 @@ def _draw_chunk(labels, rng, size):
     middle -= (length * middle).sum(1, keepdims=True) / length.sum(1, keepdims=True)
 
     pixel = (np.arange(size, dtype=np.float32) + 0.5) * (28 / size) - 14
-    near = np.exp((middle[..., None] - pixel) ** 2 * np.float32(-0.5 / BRUSH**2))  # (N, SEGMENTS, 2, size)
+    exponent = (middle[..., None] - pixel) ** 2 * np.float32(-0.5 / BRUSH**2)  # (N, SEGMENTS, 2, size)
+    near = np.exp(np.maximum(exponent, FAR, out=exponent), out=exponent)
     x, y = near[:, :, 0], near[:, :, 1] * (length / np.float32(BRUSH * np.sqrt(2 * np.pi)))
     density = y.transpose(0, 2, 1) @ x  # (N, size, size)
     distance = BRUSH * np.sqrt(-2 * np.log(np.clip(density, 1e-30, 1)))

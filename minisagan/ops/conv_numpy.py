@@ -25,7 +25,7 @@ from minisagan import cpu
 def gather(x, w, stride, top, left, size, bias=None):
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], bias)
-    y = np.empty((len(x), *size, w.shape[3]), x.dtype)
+    y = cpu.empty((len(x), *size, w.shape[3]), x.dtype)
     _products(x, stride, y, [(top, left, w, y)], bias)
     return y
 
@@ -38,7 +38,7 @@ def scatter(x, w, stride, top, left, size, bias=None):
     """
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], bias)
-    y = np.empty((len(x), *size, w.shape[3]), x.dtype)
+    y = cpu.empty((len(x), *size, w.shape[3]), x.dtype)
     if min(w.shape[:2]) < stride:
         y.fill(0)  # positions that meet no tap
     sets = []
@@ -84,7 +84,7 @@ def channel_sum(g):
 def pointwise(x, w, bias=None):
     """A 1x1 convolution, x @ w + bias at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
-    y = np.empty((N, H, W, w.shape[1]), x.dtype)
+    y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
     bias = bias if bias is None else np.tile(bias, W)
     cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
