@@ -21,6 +21,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from minisagan import cpu
 from minisagan.errors import UsageError
 
 # The forms of each digit: points "x,y" in a box of 20 x 20, y downwards. The pen passes smoothly through the
@@ -180,7 +181,11 @@ def draw(count, seed=0, size=28):
                          "(count >= 0, 0 <= seed < 2**64, size >= 8)")
     images = np.empty((count, size, size), np.uint8)
     labels = np.arange(count, dtype=np.int64) % 10
-    for start in range(0, count, CHUNK):  # the last one whole too: the same arithmetic for any count
-        rng = np.random.Generator(np.random.Philox(key=seed, counter=(start // CHUNK) << 64))
+
+    def body(k):  # the last chunk whole, too: the same arithmetic for any count
+        start = k * CHUNK
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=k << 64))
         images[start:start + CHUNK] = _draw_chunk((start + np.arange(CHUNK)) % 10, rng, size)[:count - start]
+
+    cpu.parallel(body, -(-count // CHUNK))
     return images, labels
