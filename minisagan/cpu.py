@@ -7,6 +7,7 @@ and the parts of batch.py), and the partial sums are added in order. A training 
 """
 
 import ctypes
+import math
 import mmap
 import os
 import sys
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from minisagan import processes
 
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
+LINE = 64  # bytes in a line of the cache
 
 _team = None
 _local = threading.local()
@@ -159,8 +161,18 @@ def scratch(dtype, size):
     nbytes = size * np.dtype(dtype).itemsize
     arena = getattr(_local, "arena", None)
     if arena is None or len(arena) < nbytes:
-        arena = _local.arena = np.empty(max(nbytes, 2 * CHUNK_BYTES), np.uint8)
+        arena = _local.arena = empty((max(nbytes, 2 * CHUNK_BYTES),), np.uint8)
     return arena[:nbytes].view(dtype)
+
+
+def empty(shape, dtype):
+    """An uninitialised array that begins where a line of the cache does; those of np.empty begin 16 bytes behind.
+
+    Vectors as long as a line, AVX-512's, then lie in one line each, not in two.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(nbytes + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.__array_interface__["data"][0] % LINE)
 
 
 def shared(size, dtype):

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
+from minisagan import cpu
 from minisagan.data import drawn
 from minisagan.data.drawn import draw
 from minisagan.errors import UsageError
@@ -54,6 +55,17 @@ def test_fewer_are_the_beginning_of_more(count):
     more = draw(3 * drawn.CHUNK, seed=2)
     for few, many in zip(draw(count, seed=2), more, strict=True):
         assert np.array_equal(few, many[:count])
+
+
+def test_threads_draw_the_same_pictures():
+    before, found = cpu.threads(), []
+    try:
+        for count in (1, 3):
+            cpu.set_threads(count)
+            found.append(draw(5 * drawn.CHUNK + 1, seed=4)[0])
+    finally:
+        cpu.set_threads(before)
+    assert np.array_equal(*found)
 
 
 def test_a_larger_size_is_the_same_picture():

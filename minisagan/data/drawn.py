@@ -21,6 +21,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from minisagan import cpu
 from minisagan.errors import UsageError
 
 # The forms of each digit: points "x,y" in a box of 20 x 20, y downwards. The pen passes smoothly through the
@@ -94,6 +95,7 @@ SEGMENTS = 64  # of a path, whatever its form: each about a pixel of 28 long, or
 CHUNK = 100  # images drawn together, from one block of the generator's counter: part of what a seed means
 WAVES, FREQUENCY, AMPLITUDE = 4, 1.4, 0.12  # of the warp, in half boxes (10 units of FORMS)
 BRUSH, EDGE = 0.7, 1.4  # s and edge of the equations above, in pixels of 28
+FAR = -40  # exponents of the Gaussians end here, where there is no ink: subnormal numbers multiply slowly
 
 
 def _spline(form):
@@ -159,7 +161,8 @@ def _draw_chunk(labels, rng, size):
     middle -= (length * middle).sum(1, keepdims=True) / length.sum(1, keepdims=True)
 
     pixel = (np.arange(size, dtype=np.float32) + 0.5) * (28 / size) - 14
-    near = np.exp((middle[..., None] - pixel) ** 2 * np.float32(-0.5 / BRUSH**2))  # (N, SEGMENTS, 2, size)
+    exponent = (middle[..., None] - pixel) ** 2 * np.float32(-0.5 / BRUSH**2)  # (N, SEGMENTS, 2, size)
+    near = np.exp(np.maximum(exponent, FAR, out=exponent), out=exponent)
     x, y = near[:, :, 0], near[:, :, 1] * (length / np.float32(BRUSH * np.sqrt(2 * np.pi)))
     density = y.transpose(0, 2, 1) @ x  # (N, size, size)
     distance = BRUSH * np.sqrt(-2 * np.log(np.clip(density, 1e-30, 1)))
@@ -178,7 +181,11 @@ def draw(count, seed=0, size=28):
                          "(count >= 0, 0 <= seed < 2**64, size >= 8)")
     images = np.empty((count, size, size), np.uint8)
     labels = np.arange(count, dtype=np.int64) % 10
-    for start in range(0, count, CHUNK):  # the last one whole too: the same arithmetic for any count
-        rng = np.random.Generator(np.random.Philox(key=seed, counter=(start // CHUNK) << 64))
+
+    def body(k):  # the last chunk whole, too: the same arithmetic for any count
+        start = k * CHUNK
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=k << 64))
         images[start:start + CHUNK] = _draw_chunk((start + np.arange(CHUNK)) % 10, rng, size)[:count - start]
+
+    cpu.parallel(body, -(-count // CHUNK))
     return images, labels

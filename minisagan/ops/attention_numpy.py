@@ -11,7 +11,7 @@ from minisagan import cpu
 
 def attend_forward(q, k, v):
     N, J, I = len(q), q.shape[1], k.shape[1]
-    weights, o = np.empty((N, I, J), q.dtype), np.empty((N, J, v.shape[2]), q.dtype)
+    weights, o = cpu.empty((N, I, J), q.dtype), cpu.empty((N, J, v.shape[2]), q.dtype)
     cuts = cpu.chunks(N, 2 * weights[0].nbytes)
 
     def body(c):
@@ -28,7 +28,7 @@ def attend_forward(q, k, v):
 
 def attend_backward(g, q, k, v, o, beta):
     weights = beta.swapaxes(1, 2)  # (N, I, J)
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    dq, dk, dv = (cpu.empty(x.shape, x.dtype) for x in (q, k, v))
     cuts = cpu.chunks(len(q), 2 * weights[0].nbytes)
 
     def body(c):

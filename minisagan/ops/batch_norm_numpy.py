@@ -58,7 +58,7 @@ def _scale(gain, var, eps, N):
 def _affine(x, scale, shift, relu, plus=None):
     """x * scale + shift, and + z * factor for plus = (z, factor), and its ReLU: scale, shift, factor (C,) or (N, C)."""
     N, H, W, C = x.shape
-    y = np.empty((N, H, W * C), x.dtype)
+    y = cpu.empty((N, H, W * C), x.dtype)
     scale, shift, zero = _tiled(scale, x), _tiled(shift, x), np.zeros(W * C, x.dtype)
     if plus:
         other, factor = plus[0].reshape(y.shape), _tiled(plus[1], x)
@@ -80,7 +80,7 @@ def _affine(x, scale, shift, relu, plus=None):
 def _gated_sums(g, gate, x, mean):
     """g where gate > 0; and, for each image and channel, the sums of that and of that times (x - mean)."""
     N, H, W, C = x.shape
-    gated = g if gate is None else np.empty((N, H, W, C), g.dtype)
+    gated = g if gate is None else cpu.empty((N, H, W, C), g.dtype)
     sums, products = np.empty((2, N, C), x.dtype)
     mean, fold = np.tile(mean, W), (-1, H, W * C)
     cuts = cpu.chunks(N, 4 * x[0].nbytes)
