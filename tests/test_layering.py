@@ -14,8 +14,9 @@ import minisagan
 ORDER = [
     *("errors", "launcher", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "processes.mpi"),
     *("primitives", "autograd", "rng"),
-    *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.conv", "ops.cross_entropy"),
-    *("ops.embedding", "ops.hinge", "ops.resample", "ops.spectral", "ops.*_numpy", "ops.*_cuda", "ops"),
+    *("ops.activation", "ops.arithmetic", "ops.attention", "ops.augment", "ops.batch_norm", "ops.conv"),
+    *("ops.cross_entropy", "ops.embedding", "ops.hinge", "ops.resample", "ops.spectral"),
+    *("ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda"),
     *("data.download", "data.decode", "data.scan", "data.labels", "data.parts", "data.pool", "data.pixels"),
     *("data.idx", "data.*"),

@@ -72,6 +72,8 @@ def setting(flag, **kwargs):
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
 @setting("--fall", type=float, help="Share of the steps, at the end, in which both rates fall to 0. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
+@setting("--augment/--no-augment", help="D sees all images, real and generated, shifted and with a square cut out: "
+         "for small sets. Paper: none.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
 @click.option("--sample-every", type=click.IntRange(0), default=loop.Options().sample_every,
               help="Steps between pictures, 0 for none.")
