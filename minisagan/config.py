@@ -83,7 +83,8 @@ class Config:
     `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
-    images.
+    images; `augment` has D see all images, real and generated, shifted and with a square cut out, and then it is there
+    that `flip` mirrors, both kinds alike (ops/augment.py).
     `fit`, `labels` and `skip_unreadable` say how a folder of images is read, as in data.Reading.
     """
 
@@ -100,6 +101,7 @@ class Config:
     ema: float = 0.999  # not in the paper
     fall: float = 0.0  # not in the paper
     flip: bool = False
+    augment: bool = False  # not in the paper
     fit: str = data.AS_USUAL.fit
     labels: str | None = data.AS_USUAL.labels
     skip_unreadable: bool = data.AS_USUAL.skip_unreadable

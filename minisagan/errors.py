@@ -26,3 +26,9 @@ class Diverged(Fault):
     """Training met a NaN or an infinity and stopped; the last good checkpoint is untouched."""
 
     exit_code = 4
+
+
+class Collapsed(Fault):
+    """The generator draws nearly one image, and the training was asked to stop then; all that it made is kept."""
+
+    exit_code = 6

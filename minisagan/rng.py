@@ -43,6 +43,9 @@ class Stream:
     STANDING_LABELS = 10  # classes of the same
     SHIFT = 11  # how a classifier's training images are moved; step = training step
     COMPANIONS = 12  # images that D sees at once with those whose turn it is; step = how many steps D has made
+    AUGMENT_REAL = 13  # how the real images of a D step are augmented; step = how many steps D has made
+    AUGMENT_FAKE = 14  # how the generated ones are; step as for the real ones
+    AUGMENT_G = 15  # how those of a G step are; step = how many steps G has made
 
 
 def bits(count, seed, stream, step, redraw=0):

@@ -23,18 +23,19 @@ from minisagan.sampling import noise, take_statistics
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d: mean scores
 
 
-def discriminator_step(G, D, adam, images, labels, z, fake_labels):
+def discriminator_step(G, D, adam, images, labels, z, fake_labels, draws=(None, None)):
     """One step of D on real and fake images in one batch: images (n, S, S, C) in [-1, 1], z (n, latent), labels (n,).
 
     D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
     a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
-    networks. A D that sees k images at once sees i, n/k + i, ... of them, and n is of such packs below. Returns (loss,
-    mean D(real), mean D(fake)).
+    networks. A D that sees k images at once sees i, n/k + i, ... of them, and n is of such packs below. `draws`, of
+    the real and of the generated images, are for `augmented`. Returns (loss, mean D(real), mean D(fake)).
     """
     G.train()
     D.train()
     with no_tape():
         fakes = G(z, fake_labels).data
+    images, fakes = (augmented(Tensor(x), u).data for x, u in zip((images, fakes), draws, strict=True))
     images, labels = packed(images, labels, D.arch.pack)
     fakes, fake_labels = packed(fakes, fake_labels, D.arch.pack)
     both = None if labels is None else np.concatenate([labels, fake_labels])
@@ -45,17 +46,22 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
     return loss.data, *(ops.mean(Tensor(half)).data for half in (scores.data[:n], scores.data[n:]))
 
 
-def generator_step(G, D, adam, ema, z, labels):
+def generator_step(G, D, adam, ema, z, labels, draws=None):
     """One step of G against D at rest: z (n, latent), labels (n,). Gradients of D's weights are never computed.
 
-    Returns (loss,).
+    `draws` are for `augmented`. Returns (loss,).
     """
     G.train()
     D.eval()
-    loss = ops.hinge_generator(D(*packed(G(z, labels), labels, D.arch.pack)))
+    loss = ops.hinge_generator(D(*packed(augmented(G(z, labels), draws), labels, D.arch.pack)))
     descend(loss, G, adam)
     ema.step(processes.part(len(ema.weights)))
     return (loss.data,)
+
+
+def augmented(x, draws):
+    """Images as D sees them: shifted, cut out and mirrored by draws (n, 4 or 5), or as they are if those are None."""
+    return x if draws is None else ops.augment(x, draws)
 
 
 def descend(loss, network, adam):
@@ -164,16 +170,25 @@ class Training:
     def _step_d(self):
         c, t = self.config, self.adam_d.t  # t counts D's steps: noise is drawn by it
         share = processes.share
-        flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if c.flip else None
+        flip = c.flip and not c.augment
+        flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if flip else None
         images, labels = data.batch(self.source, share(self.indices), share(flips))
         z, fake_labels = map(share, noise(c, rng.Stream.Z_D, rng.Stream.LABELS_D, t))
         labels = None if fake_labels is None else labels
-        found = discriminator_step(self.G, self.D, self.adam_d, images, labels, z, fake_labels)
+        draws = [self._draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
+        found = discriminator_step(self.G, self.D, self.adam_d, images, labels, z, fake_labels, draws)
         self.losses[0], self.losses[1], self.losses[2] = found
 
     def _step_g(self):
-        z, labels = map(processes.share, noise(self.config, rng.Stream.Z_G, rng.Stream.LABELS_G, self.adam_g.t))
-        (self.losses[3],) = generator_step(self.G, self.D, self.adam_g, self.ema, z, labels)
+        t = self.adam_g.t
+        z, labels = map(processes.share, noise(self.config, rng.Stream.Z_G, rng.Stream.LABELS_G, t))
+        draws = self._draws(rng.Stream.AUGMENT_G, t)
+        (self.losses[3],) = generator_step(self.G, self.D, self.adam_g, self.ema, z, labels, draws)
+
+    def _draws(self, stream, t):
+        """By what this process's images are augmented, if they are: (n, 4), or (n, 5) where they may be mirrored."""
+        c = self.config
+        return processes.share(rng.uniform((c.batch_size, 4 + c.flip), c.seed, stream, t)) if c.augment else None
 
     def owned(self):
         """The flat arrays of which each process updates its part, and which nobody else reads in a step."""

@@ -205,9 +205,9 @@ def test_prune_keeps_the_last_and_the_best(tmp_path):
     checkpoint.save(tmp_path / "exported.safetensors", state(), {"step": "0"})
     checkpoint.path_of(tmp_path, 5).write_bytes(b"damaged")
     others = ["exported.safetensors", "notes.txt", "step-00000005.safetensors"]
-    checkpoint.prune(tmp_path, keep=2, best=str(checkpoint.path_of(tmp_path, 2)))
+    checkpoint.prune(tmp_path, 2, str(checkpoint.path_of(tmp_path, 2)))
     assert names(tmp_path) == sorted([*others, *(f"step-{n:08d}.safetensors" for n in (2, 10, 20))])
-    checkpoint.prune(tmp_path, keep=1, best=checkpoint.path_of(tmp_path, 20))
+    checkpoint.prune(tmp_path, 1, checkpoint.path_of(tmp_path, 20))
     assert names(tmp_path) == sorted([*others, "step-00000020.safetensors"])
     checkpoint.prune(tmp_path, keep=5)
     assert names(tmp_path) == sorted([*others, "step-00000020.safetensors"])

@@ -27,6 +27,7 @@ TESTS = {  # of each file's kernels
     "batches.cu": ("test_gpu_training.py", "batches"),
     "activation.cu": ("test_ops_gpu.py", "relu or tanh or kinks"),
     "attention.cu": ("test_ops_gpu.py", "softmax or attend"),
+    "augment.cu": ("test_ops_gpu.py", "augment"),
     "batch_norm.cu": ("test_ops_gpu.py", "batch or kinks"),
     "embedding.cu": ("test_ops_gpu.py", "embed"),
     "hinge.cu": ("test_ops_gpu.py", "hinge or kinks"),

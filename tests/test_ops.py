@@ -189,6 +189,41 @@ def test_attention_weights_are_a_distribution_and_the_order_of_keys_means_nothin
     close(value(ops.attend, query, key[:, order], values[:, order]), value(ops.attend, query, key, values))
 
 
+# Augmentation
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+@pytest.mark.parametrize("S, C", [(8, 2), (32, 1), (7, 3), (17, 1)])
+def test_augment_is_its_definition(S, C, columns):
+    (x,), draws = draw((40, S, S, C)), np.random.default_rng(1).random((40, columns))
+    draws[:4, :4] = [[0, 0, 0, 0], [1 - 1e-9] * 4, [0, 1 - 1e-9, 0.5, 0.5], [0.5, 0.5, 0, 1 - 1e-9]]  # the extremes
+    y, seen = np.zeros_like(x), set()
+    for n, u in enumerate(draws):
+        a, b = (math.floor(v * (2 * (S // 8) + 1)) - S // 8 for v in u[:2])
+        row, column = (math.floor(v * S) for v in u[2:4])
+        mirrored = columns == 5 and u[4] < 0.5
+        seen |= {("a", a), ("b", b)}
+        for h, w in np.ndindex(S, S):
+            i, j = h - a, S - 1 - (w - b) if mirrored else w - b
+            cut = -(S // 4) <= h - row < S // 4 and -(S // 4) <= w - column < S // 4
+            if 0 <= i < S and 0 <= j < S and not cut:
+                y[n, h, w] = x[n, i, j]
+    assert {("a", S // 8), ("a", -(S // 8)), ("b", S // 8), ("b", -(S // 8))} <= seen
+    assert np.array_equal(value(ops.augment, x, draws=draws), y)
+    g = np.random.default_rng(2).standard_normal(x.shape)
+    (dx,) = both_passes(lambda x: ops.augment(x, draws), x, cotangent=g)[1:]
+    assert (dx * x).sum() == pytest.approx((g * y).sum())
+    assert np.array_equal(dx != 0, np.isin(x, y))  # what came through has a gradient, nothing else
+
+
+def test_augment_shows_an_image_that_is_neither_shifted_nor_mirrored_as_it_is_but_for_the_square():
+    (x,) = draw((1, 8, 8, 1))
+    middle, last = 0.5, 1 - 1e-9
+    y = value(ops.augment, x, draws=np.array([[middle, middle, last, last, last]]))
+    x[0, 5:, 5:] = 0
+    assert np.array_equal(y, x)
+
+
 # Batch norm
 
 

@@ -44,6 +44,8 @@ def moving(w):
 
 
 LABELS = np.array([2, 0, 2, 1, 2, 4, 0])
+DRAWS = np.random.default_rng(5).random((40, 5))
+DRAWS[0, 4] = 0.5  # is not mirrored
 
 CASES = {  # (the op, shapes of its inputs)
     "relu": (ops.relu, (2, 5, 7, 3)),
@@ -70,6 +72,8 @@ CASES = {  # (the op, shapes of its inputs)
     "hinge of D": (ops.hinge_discriminator, (12,)),
     "hinge of D, one of each": (ops.hinge_discriminator, (2,)),
     "hinge of G": (ops.hinge_generator, (7,)),
+    "augment": (lambda x: ops.augment(x, DRAWS[:7]), (7, 8, 8, 3)),
+    "augment, not mirrored": (lambda x: ops.augment(x, DRAWS[20:, :4]), (20, 9, 9, 1)),
     "embedding": (lambda table: ops.embedding(table, LABELS), (5, 6)),
     "embedding, one column": (lambda table: ops.embedding(table, LABELS), (7, 1)),
     "spectral norm": (resting(-1), (3, 3, 2, 4)),
@@ -79,6 +83,7 @@ CASES = {  # (the op, shapes of its inputs)
 
 LARGE = {  # several blocks, or several elements a thread
     "attend": (ops.attend, (2, 300, 5), (2, 90, 5), (2, 90, 17)),
+    "augment": (lambda x: ops.augment(x, DRAWS), (40, 32, 32, 3)),
     "batch norm": (batch_norm, (3, 37, 33, 20), (20,), (20,)),
     "batch norm, (N, C)": (batch_norm, (2, 64, 33, 70), (2, 70), (2, 70)),
     "hinge of D": (ops.hinge_discriminator, (614,)),
@@ -160,10 +165,15 @@ def check_recorded(gpu, f, arrays):
         assert np.array_equal(gpu.get(a), gpu.get(expected))
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "embedding" not in name])
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith(("augment", "embedding"))])
 def test_both_passes_can_be_recorded(gpu, case):
     f, *shapes = CASES[case]
     check_recorded(gpu, f, draw(shapes))
+
+
+def test_augment_with_draws_on_the_gpu_can_be_recorded(gpu):
+    draws = gpu.put(DRAWS[:7])
+    check_recorded(gpu, lambda x: ops.augment(x, draws), draw([(7, 8, 8, 3)]))
 
 
 def test_embedding_takes_labels_on_the_gpu_as_they_are_and_checks_those_of_the_host(gpu):

@@ -1,8 +1,8 @@
 """The command line: `minisagan COMMAND`, a module of this folder for each command, imported when it is called.
 
 What goes wrong ends here, as one line on stderr and an exit code: 0 done, 1 failure, 2 usage, 3 data, 4 diverged,
-5 a gradient check failed, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM. Results go to stdout, all else to
-stderr.
+5 a gradient check failed, 6 stopped on collapse, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM. Results go to
+stdout, all else to stderr.
 
 Nothing here may import NumPy: `minisagan --help` and the shell's completion are to be there at once.
 """

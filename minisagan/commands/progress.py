@@ -18,7 +18,8 @@ class Progress:
         self.training = run.training
         self.first, self.start, self.seconds = run.training.step, time.monotonic(), seconds
         self.terminal = sys.stderr.isatty()
-        self.gamma, self.shown, self.due, self.width, self.record = "", None, 0.0, 0, None
+        self.variety, self.gamma = "", ""
+        self.shown, self.due, self.width, self.record = None, 0.0, 0, None
 
     def __enter__(self):
         return self
@@ -33,10 +34,19 @@ class Progress:
     def update(self, record):
         """Take note of the step's record, and show it if it is time."""
         self.record = record
+        if "variety" in record:
+            self.variety = f"  variety {record['variety']:.2f}"
         if "gamma_g" in record:
             self.gamma = f"  gamma {record['gamma_g']:+.4f}"
         if time.monotonic() >= self.due:
             self._show()
+
+    def note(self, text):
+        """A line of its own, which stays."""
+        if self.terminal and self.shown is not None:
+            self._write("\n")
+        self._write(f"note: {text}\n")
+        self.width = 0
 
     def _show(self):
         self.shown, self.due = self.record["step"], time.monotonic() + EVERY[not self.terminal]
@@ -58,7 +68,7 @@ class Progress:
         return (  # in this order, because a narrow terminal cuts off the end
             f"step {r['step']}/{config.steps}  {duration(left)} left  {images:.0f} images/s  "
             f"loss D {r['loss_d']:.3f} G {r['loss_g']:+.3f}  D(real) {r['d_real']:+.2f} D(fake) {r['d_fake']:+.2f}"
-            f"{self.gamma}"
+            f"{self.variety}{self.gamma}"
         )
 
     def _write(self, text):

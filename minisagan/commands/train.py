@@ -15,11 +15,11 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from minisagan import cpu, data
+from minisagan import cpu, data, variety
 from minisagan.commands import hardware
 from minisagan.commands.progress import Progress
 from minisagan.config import RECIPES, Config, recipe
-from minisagan.errors import DataError, UsageError
+from minisagan.errors import Collapsed, DataError, UsageError
 from minisagan.look.words import duration
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
@@ -72,6 +72,8 @@ def setting(flag, **kwargs):
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
 @setting("--fall", type=float, help="Share of the steps, at the end, in which both rates fall to 0. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
+@setting("--augment/--no-augment", help="D sees all images, real and generated, shifted and with a square cut out: "
+         "for small sets. Paper: none.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
 @click.option("--sample-every", type=click.IntRange(0), default=loop.Options().sample_every,
               help="Steps between pictures, 0 for none.")
@@ -82,6 +84,9 @@ def setting(flag, **kwargs):
 @click.option("--keep", type=click.IntRange(1), default=loop.Options().keep, help="How many checkpoints stay.")
 @click.option("--evaluate-every", type=click.IntRange(0), default=loop.Options().evaluate_every,
               help="Steps between measurements, 0 for none. RUN/best is then the best checkpoint.")
+@click.option("--stop-on-collapse", is_flag=True, show_default=False,
+              help="End, with exit code 6, when the samples of a class are nearly one image. It is noted in any case; "
+              "the last checkpoint from before stays.")
 @click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
 @click.option("--init-from", metavar="RUN",
               help="Begin with the weights of this run, as far as they fit. Its networks' options are the defaults.")
@@ -91,8 +96,8 @@ def setting(flag, **kwargs):
 @click.option("--watch", is_flag=True, show_default=False, help="Show the run in the browser, as minisagan watch does.")
 @hardware.gpu_options
 def command(
-    data_dir, out, minutes, sample_every, checkpoint_every, checkpoint_minutes, keep, evaluate_every, resume, init_from,
-    force, replay, threads, watch, where, graph, tf32, strict, **given
+    data_dir, out, minutes, sample_every, checkpoint_every, checkpoint_minutes, keep, evaluate_every, stop_on_collapse,
+    resume, init_from, force, replay, threads, watch, where, graph, tf32, strict, **given
 ):  # fmt: skip
     """Train a GAN on a data set, or go on with a run.
 
@@ -110,6 +115,8 @@ def command(
         raise UsageError(f"--minutes must be above 0, not {minutes}")
     if math.isnan(checkpoint_minutes):
         raise UsageError("--checkpoint-minutes must be a number")
+    if stop_on_collapse and not sample_every:
+        raise UsageError("--stop-on-collapse looks at the samples: --sample-every must not be 0")
     cpu.set_threads(threads)
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("dataset") and data.is_path(given["dataset"]):
@@ -138,7 +145,7 @@ def command(
     room = hardware.memory(config.batch_size)
     with ended_at_once(), room, opened as run, watched(run, watch), interrupts() as caught:
         _introduce(run, where)
-        done, late = run.training.step, False
+        done, late, collapsed, noted = run.training.step, False, None, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
             end = math.inf if minutes is None else time.monotonic() + 60 * minutes
             reckon = None if minutes is None or resume or "steps" in given else Reckoning(end)
@@ -147,12 +154,19 @@ def command(
                 if reckon and (steps := reckon(run.training.step)):
                     run.end_at(steps)
                     reckon = None
+                collapsed = run.collapse and stop_on_collapse
+                if run.collapse and not (noted or collapsed):
+                    progress.note(_collapse(run))
+                    noted = True
                 late = time.monotonic() >= end
-                if caught or late:
+                if caught or late or collapsed:
                     break
         run.finish()
-        why = f" ({signal.Signals(caught[0]).name})" if caught else f" (--minutes {minutes:g} are over)" if late else ""
+        why = f" (--minutes {minutes:g} are over)" if late else " (collapsed)" if collapsed else ""
+        why = f" ({signal.Signals(caught[0]).name})" if caught else why
         _conclude(run, run.training.step > done, why, data_dir)
+        if collapsed and not caught:
+            raise Collapsed(_collapse(run))
     return 128 + caught[0] if caught else 0
 
 
@@ -319,6 +333,14 @@ def _introduce(run, where):
         f"{hardware.describe(where)}, {cpu.busy(training.processes)}",
         err=True,
     )
+
+
+def _collapse(run):
+    """What has happened, what to try, and where to go back to."""
+    before = runs.varied(run.folder, run.collapse.name)
+    before = f"{before} is from before" if before else "no checkpoint from before is there"
+    about = f"step {run.collapse.step:,}: the generator has collapsed: {run.collapse}"
+    return f"{about}. Try {variety.advice(run.training.config)}; {before}"
 
 
 def _conclude(run, moved, why, data_dir):

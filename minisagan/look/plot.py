@@ -28,6 +28,8 @@ CHARTS = (
     ("Gradients", "norm", (("discriminator", "grad_d"), ("generator", "grad_g"))),
     ("Spectral norm", "sigma", (("discriminator", "sigma_d_median sigma_d_min sigma_d_max"),
                                 ("generator", "sigma_g_median sigma_g_min sigma_g_max"))),
+    ("Variety", "of the data's", (("a class", "variety"), ("the least varied class", "variety_min"),
+                                  ("between classes", "contrast"))),
     ("Frechet distance", "distance", (("few images", "frechet"),)),
     ("Asked-for class", "accuracy", (("few images", "accuracy"),)),
 )  # fmt: skip

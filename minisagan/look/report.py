@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minisagan import variety
 from minisagan.errors import DataError, UsageError
 from minisagan.judge import evaluation
 from minisagan.look import attention_maps, pictures, plot
@@ -136,6 +137,8 @@ def _charts(report):
         "norm: the median of the layers, from the least to the greatest, before the weights are divided by it."
     )
     log = runs.read_log(report.folder)
+    if found := variety.collapse(log):
+        text = f"<strong>The generator has collapsed: {found}. Try {variety.advice(report.loaded[1])}.</strong> {text}"
     return _section("curves", "Curves", text, *(_chart(plot.of_log(log, *chart)) for chart in plot.CHARTS))
 
 

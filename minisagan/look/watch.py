@@ -9,6 +9,7 @@ import time
 import zlib
 from functools import partial
 
+from minisagan import variety
 from minisagan.errors import Fault
 from minisagan.look import report, server
 from minisagan.look.words import duration
@@ -83,4 +84,5 @@ def standing(folder, now=None):
     if silent > max(SILENCE, 50 * each):
         return f"at rest: {where}, {duration(last['seconds'])} of training; no news for {duration(silent)}"
     left = duration(each * (steps - last["step"]) - silent)
-    return f"training: {where}, {images / max(each, 1e-9):.0f} images/s, {left} left"
+    collapsed = "; the generator has collapsed" if variety.collapse(log) else ""
+    return f"training: {where}, {images / max(each, 1e-9):.0f} images/s, {left} left{collapsed}"

@@ -104,17 +104,18 @@ def path_of(folder, step):
     return Path(folder) / f"step-{step:08d}.safetensors"
 
 
-def newest(folder):
-    """The file with the highest "step" in its metadata, or None; a damaged header or no step: not counted."""
-    return next((path for _, path in _by_step(folder)), None)
+def newest(folder, until=math.inf):
+    """The file with the highest "step", up to `until`, in its metadata, or None; a damaged header: not counted."""
+    return next((path for step, path in _by_step(folder) if step <= until), None)
 
 
-def prune(folder, keep, best=None):
-    """Deletes the step files but the last `keep` and the path `best`, and what a killed save left behind."""
+def prune(folder, keep, *others):
+    """Deletes the step files but the last `keep` and the paths `others`, and what a killed save left behind."""
     if keep < 1:
         raise UsageError(f"at least 1 checkpoint must be kept, not {keep}")
     ours = [path for _, path in _by_step(folder) if path.name.startswith("step-")]
-    old = [path for path in ours[keep:] if best is None or path.resolve() != Path(best).resolve()]
+    others = [Path(path).resolve() for path in others if path]
+    old = [path for path in ours[keep:] if path.resolve() not in others]
     try:
         for path in [*old, *Path(folder).glob("step-*.safetensors.tmp")]:
             path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import __version__, cpu, cuda, data
+from minisagan import __version__, cpu, cuda, data, variety
 from minisagan.config import Config
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.models import Discriminator, Generator
@@ -141,6 +141,12 @@ def best(folder):
         if "frechet" in record
     )
     return min(((distance, file) for distance, file in found if file.is_file()), default=None)
+
+
+def varied(folder, name):
+    """The last checkpoint from before a run's samples lacked what `name` measures, if one is there; or None."""
+    step = variety.last_varied(read_log(folder), name)
+    return checkpoint.newest(Path(folder) / "checkpoints", step) if step else None
 
 
 def write_evaluation(file, facts):

@@ -1,6 +1,7 @@
 """A training in its folder: the loop of its steps, and what is due between them."""
 
 import contextlib
+import functools
 import itertools
 import json
 import shutil
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minisagan import cuda, data, rng
+from minisagan import cuda, data, rng, variety
 from minisagan.errors import Diverged, Fault, UsageError
 from minisagan.judge.evaluation import Judge
 from minisagan.look import pictures, plot
@@ -58,6 +59,7 @@ class Run:
         self.saved, self.saved_at = None, time.monotonic()  # the step and the time of the last checkpoint
         self.notes = {}  # what config.json says beside config, data and versions
         self.news = {}  # what the next line of the log says beside its numbers
+        self.collapse = None  # the variety.Collapse that the last samples showed
 
     @classmethod
     @contextlib.contextmanager
@@ -167,12 +169,13 @@ class Run:
             record |= self.evaluate()
             before = runs.best(self.folder)
             better = before is None or record["frechet"] < before[0]
-        if self._due(LOG_EVERY) or training.step == 1 or "frechet" in record or self.news:
-            record |= measure(training) | self.news
+        sampled = self.sample() if self._due(options.sample_every) else {}
+        if self._due(LOG_EVERY) or training.step == 1 or "frechet" in record or sampled or self.news:
+            record |= measure(training) | sampled | self.news
             self._log(record)
             self.news = {}
-        if self._due(self.options.sample_every):
-            self.sample()
+        if sampled:
+            self.collapse = variety.collapse(runs.read_log(self.folder))
         late = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
         if self._due(options.checkpoint_every) or better or late:
             self.save()
@@ -210,8 +213,8 @@ class Run:
             "log_bytes": str((self.folder / "log.jsonl").stat().st_size),
         }
         checkpoint.save(checkpoint.path_of(folder, training.step), training.state(), about)
-        kept = runs.best(self.folder)
-        checkpoint.prune(folder, self.options.keep, kept and kept[1])
+        best, varied = runs.best(self.folder), [runs.varied(self.folder, name) for name in variety.STEPS]
+        checkpoint.prune(folder, self.options.keep, best and best[1], *varied)
         self.saved, self.saved_at = training.step, time.monotonic()
 
     def evaluate(self):
@@ -226,7 +229,7 @@ class Run:
         return found
 
     def sample(self):
-        """Write the picture of this step: a row for each class, always of the same latents."""
+        """Write the picture of this step: a row for each class, always of the same latents. Returns its variety."""
         training = self.training
         arch, seed = training.config.architecture, training.config.seed
         rows = min(arch.classes, 10) or 8
@@ -235,6 +238,12 @@ class Run:
         images = data.to_uint8(generate(training.sampler(), z, labels), training.dataset.image_size)
         names = pictures.legible(dict(enumerate(training.dataset.classes[:rows]))) if arch.classes else None
         pictures.write_png(self.picture(), pictures.grid(images, 10, names=names and names.values()))
+        return self.reference.measure(images.reshape(rows if arch.classes else 1, -1, *images.shape[1:]))
+
+    @functools.cached_property
+    def reference(self):
+        """What the variety of the samples is compared with."""
+        return variety.Reference(self.training.dataset, min(self.training.config.architecture.classes, 10))
 
     def _describe(self, before=None):
         """Write config.json; `before`: the Config of a resumed run until now."""

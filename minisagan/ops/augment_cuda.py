@@ -1,0 +1,26 @@
+"""Augmentation on the GPU: one launch each way, with a thread for each element."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minisagan import cuda
+
+kernels = cuda.Kernels(Path(__file__).with_name("augment.cu"))
+
+
+def augment_forward(x, draws):
+    return _launch("augment", x, draws)
+
+
+def augment_backward(g, draws):
+    return _launch("augment_back", g, draws)
+
+
+def _launch(name, x, draws):
+    cp = cuda.cupy()
+    x, draws = cp.ascontiguousarray(x), cp.ascontiguousarray(np.asarray(draws, like=x))
+    y = cp.empty(x.shape, x.dtype)
+    _, S, _, C = x.shape
+    kernels(name, cuda.blocks_for(x.size), 256, y, x, draws, draws.shape[1], y.size, S, C)
+    return y
