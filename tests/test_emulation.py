@@ -144,6 +144,13 @@ def test_what_is_undefined_is_nan():
     assert np.flatnonzero(np.isnan(y.get())).tolist() == [15]
 
 
+def test_numbers_too_small_for_a_float_are_zero_as_cupy_has_kernels_compiled():
+    x, y = cp.asarray(np.array([3e-38, 2e-38, 1e-38, -2e-38], f4)), cp.empty(4, f4)
+    launch("half", 1, 4, x, y)
+    assert y.get().tolist() == [f4(1.5e-38).item(), 0, 0, 0]  # the third was too small as it came
+    assert np.float32(2e-38) * np.float32(0.5) > 0  # elsewhere it is not
+
+
 @pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
 class TestCorrectKernels:

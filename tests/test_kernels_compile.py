@@ -23,7 +23,7 @@ VARIANTS = [
     if not tf32 or "TF32" in path.read_text()
 ]
 ARCHITECTURES = (75, 80, 90)  # Turing, Ampere, Hopper
-NVCC = ["nvcc", "-std=c++17", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2", "-fatbin"]
+NVCC = ["nvcc", "-std=c++17", "-ftz=true", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2", "-fatbin"]
 NVCC += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
 
 

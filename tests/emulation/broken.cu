@@ -141,6 +141,8 @@ extern "C" __global__ void lane_beyond_the_block(float* y) {
 
 // And kernels without a fault, in what the faulty ones do wrong.
 
+extern "C" __global__ void half(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x] * 0.5f; }
+
 extern "C" __global__ void count(int* y) { atomicAdd(y, 1); }
 
 extern "C" __global__ void swap_neighbours(const float* x, float* y) {
