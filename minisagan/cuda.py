@@ -203,9 +203,9 @@ class Graph:
     """A function without arguments or result, recorded as a CUDA graph: a call is one launch, whatever it consists of.
 
     The first calls just run it (kernels are compiled, memory is found), the next one records it and launches that. What
-    changes from call to call has to lie on the GPU and be changed in place. The memory it works in is a pool's that only
-    graphs use, so that nothing else ever gets an address that the graph writes to. Graphs may share one, `like` another
-    graph's: they are launched one after another, and none needs what another left there.
+    changes from call to call has to lie on the GPU and be changed in place. The memory it works in is a pool's that
+    only graphs use, so that nothing else ever gets an address that the graph writes to. Graphs may share one, `like`
+    another graph's: they are launched one after another, and none needs what another left there.
     """
 
     def __init__(self, function, like=None):

@@ -3,8 +3,8 @@ tensor cores, from nvcc's output for Hopper. Nothing is run, and nothing here is
 
     python tests/machine_code.py        # needs nvcc, and pip install nvidia-cuda-nvdisasm
 
-Counted is the loop over chunks of K terms in the form that copies by fours (struct Gather, Outer with both FOURS): all of
-its instructions, also those that only some passes execute, over its HMMA, each of which is a product of (16, 8) and (8, 8).
+Counted is the loop over chunks of K terms in the form that copies by fours (struct Gather, Outer with both FOURS): all
+its instructions, also those that only some passes execute, over its HMMA, each a product of (16, 8) and (8, 8).
 """
 
 import importlib.util
@@ -25,8 +25,8 @@ WIDE = r"LDGSTS\.E\S*\.128"  # a copy of 16 bytes
 
 def nvdisasm():
     """The disassembler's path, or None."""
-    found = importlib.util.find_spec("nvidia.cu13")
-    places = [Path(place, "bin", "nvdisasm") for place in found.submodule_search_locations] if found else []
+    found = importlib.util.find_spec("nvidia")
+    places = [Path(place, "cu13", "bin", "nvdisasm") for place in found.submodule_search_locations] if found else []
     return next((str(place) for place in places if place.exists()), shutil.which("nvdisasm"))
 
 

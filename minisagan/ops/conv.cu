@@ -125,8 +125,8 @@ __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned
 #endif
 
 // K terms of LINES rows of A, or columns of B. DEEP: neighbours in memory, and in a thread's Four, are neighbours in k;
-// else they are neighbouring lines. Fours lie where the exclusive or puts them, so that what a warp reads together is in
-// different banks. A thread copies the Fours (line(0), k()), (line(1), k()), ... if it `copies` any.
+// else they are neighbouring lines. Fours lie where the exclusive or puts them, so that what a warp reads together is
+// in different banks. A thread copies the Fours (line(0), k()), (line(1), k()), ... if it `copies` any.
 template <int LINES, bool DEEP>
 struct Tile {
   static constexpr int ACROSS = DEEP ? K / 4 : LINES / 4;                           // Fours in a row
@@ -163,9 +163,9 @@ struct Tile {
     }
   };
 
-  // Four numbers for mma: with 4 g + t the lane, of lines g and g + 8 after first + line and of terms t and t + 4 after k.
-  // The line changes first, or the term does, as the lane was made. `first` is a multiple of 32, line and k are known to
-  // the compiler. (A tile of 8 lines repeats them.)
+  // Four numbers for mma: with 4 g + t the lane, of lines g and g + 8 after first + line and of terms t and t + 4
+  // after k. The line changes first, or the term does, as the lane was made. `first` is a multiple of 32; line and k
+  // are known to the compiler. (A tile of 8 lines repeats them.)
   __device__ void load(unsigned (&bits)[4], const Lane& lane, int first, int line, int k, bool line_first) const {
     if constexpr (DEEP) load_matrices(bits, &value[(first + line) * ACROSS + lane.at[k / 8]]);
 #pragma unroll
@@ -231,8 +231,8 @@ struct Sums {
   }
 #endif
 
-  // All `chunks` of K terms. While one is multiplied, STAGES - 1 others are copied. source.fill(a, b) starts to copy what
-  // it is at, and goes on by K terms.
+  // All `chunks` of K terms. While one is multiplied, STAGES - 1 others are copied. source.fill(a, b) starts to copy
+  // what it is at, and goes on by K terms.
   template <class Source, class A, class B>
   __device__ void add_products(Source source, int chunks, A (&as)[STAGES], B (&bs)[STAGES]) {
     for (int chunk = 0; chunk < STAGES - 1; chunk++) {
@@ -531,7 +531,8 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { outer<8>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { outer<32>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_128(OUTER_TAKES) { outer<WIDEST>(x, g, partial, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    outer_128(OUTER_TAKES) { outer<WIDEST>(x, g, partial, s); }
 
 // ---- sums over rows, and kernels smeared by a 2x2 box
 

@@ -152,8 +152,8 @@ inline unsigned to_tf32(float x) {
   return isfinite(x) ? (bits + 0x1000) & 0xffffe000 : bits;
 }
 
-// Four (8, 4) matrices of 32-bit numbers as ldmatrix.m8n8.x4.b16 loads them: lane 8 i + r brings the address of row r of
-// matrix i, and lane 4 g + t gets element (g, t) of each.
+// Four (8, 4) matrices of 32-bit numbers as ldmatrix.m8n8.x4.b16 loads them: lane 8 i + r brings the address of row r
+// of matrix i, and lane 4 g + t gets element (g, t) of each.
 struct [[gnu::may_alias]] alignas(16) Row { unsigned v[4]; };
 struct Matrices {
   Row row;
