@@ -61,7 +61,21 @@ def in_use():
 def describe():
     """The GPU in use, CuPy's version and how float32 products are computed, in words."""
     name = cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)["name"].decode()
-    return f"{name}, CuPy {cupy().__version__}, products in {'TF32' if tf32 else 'float32'}"
+    return f"{name}, CuPy {cupy().__version__}, products in {'TF32' if tensor_cores() else 'float32'}"
+
+
+def tensor_cores():
+    """Whether float32 products are computed in TF32: if they may be, and the GPU can (Ampere, sm_80, or later)."""
+    return tf32 and int(cupy().cuda.Device().compute_capability) >= 80
+
+
+def put(x, piece=64 << 20):
+    """A copy of NumPy's array x on the GPU, made in pieces of so many bytes: CuPy pins as much of the host's memory."""
+    there = cupy().empty(x.shape, x.dtype)
+    rows = max(1, piece * len(x) // max(1, x.nbytes))
+    for i in range(0, len(x), rows):
+        there[i : i + rows].set(x[i : i + rows])
+    return there
 
 
 class Kernels:
@@ -189,17 +203,19 @@ class Graph:
     """A function without arguments or result, recorded as a CUDA graph: a call is one launch, whatever it consists of.
 
     The first calls just run it (kernels are compiled, memory is found), the next one records it and launches that. What
-    changes from call to call has to lie on the GPU and be changed in place. The memory it works in is its own pool's,
-    so that nothing else ever gets an address that the graph writes to.
+    changes from call to call has to lie on the GPU and be changed in place. The memory it works in is a pool's that
+    only graphs use, so that nothing else ever gets an address that the graph writes to. Graphs may share one, `like`
+    another graph's: they are launched one after another, and none needs what another left there.
     """
 
-    def __init__(self, function):
+    def __init__(self, function, like=None):
         self.function, self.calls, self.recorded = function, 0, None
-        self.pool = cupy().cuda.MemoryPool()
+        self.pool = like.pool if like else cupy().cuda.MemoryPool()
 
     def __call__(self):
         self.calls += 1
         if self.calls <= WARM_UP:
+            cupy().get_default_memory_pool().free_all_blocks()  # what it has cached, this pool could not use
             with cupy().cuda.using_allocator(self.pool.malloc):
                 self.function()
             return

@@ -99,8 +99,7 @@ class Training:
         self.source = dataset  # of batches
         self.sampled_at = None  # the step for which the averaged generator's statistics were measured
         if gpu:
-            put = cuda.cupy().asarray
-            self.source = replace(dataset, images=put(dataset.images), labels=put(dataset.labels))
+            self.source = replace(dataset, images=cuda.put(dataset.images), labels=cuda.put(dataset.labels))
         arch, here = config.architecture, self.source.images
         init = Init(config.seed, arch.init)
         self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
@@ -112,8 +111,10 @@ class Training:
         self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
         self.by_class = None  # the data's index, once it is needed
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
-        steps = self._step_d, self._step_g
-        self.step_d, self.step_g = (cuda.Graph(step) if gpu and graph else step for step in steps)
+        self.step_d, self.step_g = self._step_d, self._step_g
+        if gpu and graph:
+            self.step_d = cuda.Graph(self._step_d)
+            self.step_g = cuda.Graph(self._step_g, like=self.step_d)
         self.processes, self.team = team.size(processes, config, gpu), None
         self.invited = processes is None and launched()[1] > 1  # MPI's other ranks
         if self.invited and launched()[0] == 0:

@@ -135,11 +135,12 @@ def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(gpu, few, monkeypatc
 @one_gpu
 def test_too_little_memory_on_the_gpu_is_one_line(gpu, few, monkeypatch):
     def exhausted(self, count):
-        raise gpu.cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,234 bytes")
+        raise gpu.cupy.cuda.memory.OutOfMemoryError(1234, 5678)
 
     monkeypatch.setattr(Training, "advance", exhausted)
     stderr = minisagan("train", *TINY, "--steps", 1, "--out", "x", code=1)[1]
     line = "the GPU's memory is too small for a batch of 2 with these networks: Out of memory allocating 1,234 bytes"
+    line += " (allocated so far: 5,678 bytes)"
     assert f"Error: {line}. A smaller --batch-size" in stderr and stderr.count("\n") == 2
     assert runs.find("x").name == "step-00000000.safetensors"
 

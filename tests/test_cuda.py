@@ -196,6 +196,43 @@ def test_other_work_does_not_get_a_graphs_memory(gpu):
         assert all((gpu.get(x) == 123).all() for x in held)
 
 
+def test_graphs_share_memory_and_take_what_other_work_has_freed(gpu):
+    if gpu.kind == "gpu":
+        pytest.skip("how much memory there is, only the emulation lets a test say")
+    gpu.cupy.get_default_memory_pool().free_all_blocks()
+    before, size = gpu.cupy.cuda.Device().mem_info[1] - gpu.cupy.cuda.Device().mem_info[0], 1 << 20
+    totals = [gpu.cupy.zeros(size // 4, np.float32) for _ in range(2)]
+
+    def adds(total, number):
+        def step():
+            y = total * 1
+            y += number
+            total[...] = y
+
+        return step
+
+    first = cuda.Graph(adds(totals[0], 1))
+    second = cuda.Graph(adds(totals[1], 10), like=first)
+    cached = [gpu.cupy.zeros(size // 4, np.float32) for _ in range(4)]
+    del cached  # it is the default pool's now
+    gpu.cupy.settings.memory = before + 4 * size
+    try:
+        for _ in range(cuda.WARM_UP + 2):
+            first(), second()
+    finally:
+        gpu.cupy.settings.memory = 1 << 40
+    assert [gpu.get(total)[0] for total in totals] == [4, 40]
+
+
+def test_a_large_array_is_copied_in_pieces(gpu, monkeypatch):
+    sizes, put = [], gpu.cupy.ndarray.set
+    if gpu.kind != "gpu":
+        monkeypatch.setattr(gpu.cupy.ndarray, "set", lambda self, x: (sizes.append(x.nbytes), put(self, x))[1])
+    for x in (normal(100, 7), np.arange(3), normal(0, 5)):
+        np.testing.assert_array_equal(gpu.get(cuda.put(x, piece=300)), x, strict=True)
+    assert gpu.kind == "gpu" or (max(sizes) <= 300 and len(sizes) > 9)
+
+
 def test_a_graph_that_could_not_be_recorded_is_not_launched(gpu):
     x, fail = gpu.cupy.zeros(4, np.float32), [True]
 

@@ -74,6 +74,8 @@ RACE = f"race: .* of shared memory, after a (read|write) by thread .* of block 0
         ("read_before_start", 1, 32, (32, 32, 32), r"out-of-bounds read of 4 bytes .*thread \(0, 0, 0\)"),
         ("past_dynamic_shared", 1, 64, (64,), r"out-of-bounds write of 4 bytes .*thread \(63, 0, 0\)"),
         ("past_a_row", 1, 32, (32,), "index out of the array's bounds"),
+        ("copy_without_barrier", 1, 64, (64, 64), RACE),
+        ("copy_over_what_is_read", 1, 64, (64, 64), RACE),
         ("misaligned", 1, 8, (64, 8), "misaligned access"),
         ("overflow", 1, 8, (8, 50000), "integer overflow"),
         ("division_by_zero", 1, 8, (8, 0), "integer division by zero"),
@@ -84,7 +86,8 @@ RACE = f"race: .* of shared memory, after a (read|write) by thread .* of block 0
 )
 def test_broken_kernels_are_reported(settings, order, name, blocks, threads, args, what):
     settings.checked, settings.order = True, order
-    pointers = 2 if name in ("missing_barrier", "missing_second_barrier", "misaligned") or "read_" in name else 1
+    pointers = 2 if name in ("missing_barrier", "missing_second_barrier", "misaligned") else 1
+    pointers += "read_" in name or "copy_" in name
     args = [some(n) for n in args[:pointers]] + [i4(n) for n in args[pointers:]]
     shared = {"missing_dynamic_barrier": 256, "past_dynamic_shared": 256}.get(name, 0)
     text = report(name, blocks, threads, *args, shared=shared)
@@ -142,6 +145,29 @@ def test_what_is_undefined_is_nan():
     y = cp.empty(16, f4)
     launch("lane_beyond_the_block", 1, 16, y)
     assert np.flatnonzero(np.isnan(y.get())).tolist() == [15]
+
+
+@pytest.mark.parametrize("groups, done", [(0, 4), (1, 2), (2, 0)])
+def test_a_copy_under_way_is_nan_until_the_wait_that_covers_it(groups, done):
+    x, y = some(5, 32), cp.empty((5, 32), f4)
+    launch(f"wait_for_all_but_{groups}", 1, 32, x, y)
+    wanted = np.where([[i < done] for i in range(5)], x.get(), np.nan)  # the fifth is in a group that was never ended
+    if done > 1:
+        wanted[1] = 0  # not wanted: zeros
+    np.testing.assert_array_equal(y.get(), wanted.astype(f4))
+
+
+def test_matrices_are_loaded_by_the_rule_of_ldmatrix():
+    x, y = cp.asarray(np.arange(128, dtype=np.uint32)), cp.empty((4, 32), np.uint32)
+    launch("load_matrices", 1, 32, x, y)
+    assert y.get().tolist() == np.arange(128).reshape(4, 32).tolist()  # row g, element t of (8, 4) is number 4 g + t
+
+
+def test_numbers_too_small_for_a_float_are_zero_as_cupy_has_kernels_compiled():
+    x, y = cp.asarray(np.array([3e-38, 2e-38, 1e-38, -2e-38], f4)), cp.empty(4, f4)
+    launch("half", 1, 4, x, y)
+    assert y.get().tolist() == [f4(1.5e-38).item(), 0, 0, 0]  # the third was too small as it came
+    assert np.float32(2e-38) * np.float32(0.5) > 0  # elsewhere it is not
 
 
 @pytest.mark.parametrize("checked", [False, True])

@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import machine_code
 import pytest
 from emulation import compiler
 
@@ -23,7 +24,7 @@ VARIANTS = [
     if not tf32 or "TF32" in path.read_text()
 ]
 ARCHITECTURES = (75, 80, 90)  # Turing, Ampere, Hopper
-NVCC = ["nvcc", "-std=c++17", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2", "-fatbin"]
+NVCC = ["nvcc", "-std=c++17", "-ftz=true", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2", "-fatbin"]
 NVCC += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
 
 
@@ -54,6 +55,23 @@ def test_kernels_compile_without_spills(path, real, tf32):
     assert set(found) == {(name, arch) for name in compiler.kernels(path.read_text()) for arch in ARCHITECTURES}
     if real == "float":  # double is for gradient checks, which may take their time
         assert {kernel: spilled for kernel, (_, _, spilled) in found.items() if spilled} == {}
+
+
+BUDGETS = {  # instructions of the loop for each product of the tensor cores, itself included
+    **{"gather_128": 5, "gather_128_swapped": 5, "gather_64": 8, "gather_64_swapped": 8},
+    **{"outer_128": 5.5, "outer_64": 9},
+}
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc to compile kernels with")
+@pytest.mark.skipif(not machine_code.nvdisasm(), reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
+def test_the_loops_of_convolution_stay_within_their_budgets():
+    found = machine_code.compiled()
+    assert {name: (loop.each <= BUDGETS[name], loop.spilled) for name, loop in found.items() if name in BUDGETS} == {
+        name: (True, 0) for name in BUDGETS
+    }, {name: round(loop.each, 2) for name, loop in found.items()}
+    assert all(loop.blocks >= 2 for loop in found.values())
+    assert {loop.products for name, loop in found.items() if "128" in name} == {64}  # it is the loop that was meant
 
 
 if __name__ == "__main__":

@@ -99,6 +99,43 @@ def test_convolution_with_the_widest_tiles(gpu, dtype, tf32, tolerance, monkeypa
     same(conv(2), draw((1, 5, 6, 68), (3, 3, 68, 65), (65,), dtype=dtype), gpu, tolerance)
 
 
+@pytest.mark.parametrize("kernel", [(17, 1), (1, 17)])
+def test_a_kernel_of_more_taps_than_a_gpu_takes_is_refused(gpu, kernel):
+    x, w, g = draw((1, 3, 3, 2), (*kernel, 2, 2), (1, 3, 3, 2))
+    with pytest.raises(ValueError, match=f"at most 15x15 taps, not {kernel[0]}x{kernel[1]}"):
+        ops.conv(Tensor(gpu.put(x)), Tensor(gpu.put(w)))
+    with pytest.raises(ValueError, match="at most 15x15 taps"):
+        conv_cuda.outer(gpu.put(x), gpu.put(g), kernel, 1, 8, 8)
+
+
+def test_the_widest_kernel(gpu):
+    same(ops.conv, draw((1, 4, 20, 2), (15, 15, 2, 3)), gpu, 1e-13)
+
+
+def grids(gpu, monkeypatch, arch, call):
+    """(kernel, blocks) of each launch on a GPU of this architecture."""
+    launched = []
+    monkeypatch.setattr(conv_cuda, "kernels", lambda name, blocks, *rest: launched.append((name, blocks)))
+    monkeypatch.setattr(gpu.cupy.cuda.Device, "compute_capability", arch)
+    call()
+    return launched
+
+
+def test_tiles_are_narrower_where_that_gives_more_blocks_or_registers_are_few(gpu, monkeypatch):
+    if gpu.kind == "gpu":
+        pytest.skip("nothing runs here")
+    monkeypatch.setattr(cuda, "tf32", True)
+    empty = lambda *shape: gpu.cupy.empty(shape, np.float32)
+    gather = lambda: conv_cuda.gather(empty(2, 16, 16, 4), empty(3, 3, 4, 200), 1, 1, 1, (16, 16))
+    outer = lambda: conv_cuda.outer(empty(8, 32, 32, 8), empty(8, 32, 32, 200), (3, 3), 1, 1, 1)
+    assert grids(gpu, monkeypatch, "80", gather) == [("gather_64", (4, 4, 1))]  # of few blocks, twice as many
+    assert grids(gpu, monkeypatch, "80", outer)[0] == ("outer_128", (1, 2, 32))  # it has its partial sums
+    assert grids(gpu, monkeypatch, "75", outer)[0] == ("outer_64", (1, 4, 32))
+    monkeypatch.setattr(conv_cuda, "BLOCKS", 7)
+    assert grids(gpu, monkeypatch, "80", gather) == [("gather_128", (4, 2, 1))]
+    assert grids(gpu, monkeypatch, "80", outer)[0] == ("outer_128", (1, 2, 3))  # six, for eight would be a wave more
+
+
 def test_convolution_repeats_bit_for_bit(gpu, convolution, monkeypatch):
     monkeypatch.setattr(cuda, "tf32", True)
     op, shapes = convolution

@@ -1,4 +1,4 @@
-// The primitives of conv.py on the GPU. From the equation to the kernel it is three steps:
+// The primitives of conv.py on the GPU. From the equation to the kernel it is four steps:
 //
 // 1. The naive sum: a thread for each output adds up what its taps see. That is a product of matrices, where A, what
 //    the taps see of x (zero outside of the image), is looked up and never written to memory ("implicit GEMM"):
@@ -8,10 +8,13 @@
 //
 //    scatter is s x s gathers: outputs with the same h mod s and w mod s use only every s-th tap (struct Axis).
 // 2. The tiled product: a block computes a tile of ROWS x COLUMNS. It copies K terms of A's rows and B's columns to
-//    shared memory (Tile), where all its threads read them, and copies the next K terms while it multiplies (Sums).
-// 3. Tensor cores: where float32 may be rounded to TF32, a warp multiplies (16, 8) by (8, 8) pieces at once (mma).
+//    shared memory (Tile), where all its threads read them, and copies further terms while it multiplies (Sums).
+// 3. Few addresses: a thread always copies the same place of a tile. What it sees of x is its pixel's address plus its
+//    term's offset, and whether that lies inside of the image is one test of bits that were made before the loop.
+// 4. Tensor cores: where float32 may be rounded to TF32, a warp multiplies (16, 8) by (8, 8) pieces at once (mma).
 //
-// What was chosen for speed (shapes of tiles, order of terms, copies ahead) has not been measured: there was no GPU.
+// What was chosen for speed has not been measured: there was no GPU. It is counted in the machine code
+// (tests/machine_code.py): instructions of the loop for each product on the tensor cores.
 
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
@@ -19,48 +22,92 @@ struct Shape {  // comes by value, as part of the launch
   int each;             // in outer: how many of g's pixels are in a partial sum
 };
 
-constexpr int K = 64 / sizeof(real), ROWS = 512 / sizeof(real), THREADS = 2 * ROWS;
+constexpr int K = 64 / sizeof(real), ROWS = 512 / sizeof(real), THREADS = 128;
+constexpr int RESIDENT = 2;  // blocks on a processor: 255 registers for each thread
 
 #if TF32 && (defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 800)
 #define TENSOR_CORES
-constexpr int RESIDENT = 2;  // blocks on a processor: 128 registers for each thread
+constexpr int STAGES = 3;  // tiles of each matrix: 48 KB of shared memory at most, which any GPU has twice
+constexpr int WIDEST = 128;
 #else
-constexpr int RESIDENT = 1;
+constexpr int STAGES = 2;
+constexpr int WIDEST = 64;  // more columns would not fit into registers: the kernels for 128 are not launched
 #endif
+
+#define LANE (threadIdx.x % WARP)
 
 struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
 // Whether rows of this length, from p on, consist of such fours.
 __device__ inline bool in_fours(const real* p, int length) { return length % 4 == 0 && (size_t)p % 16 == 0; }
 
-// *to = *from, or zeros from a null pointer. It is done after finish_copies(): a GPU of sm_80 copies while it computes.
+// *to = *from, or zeros. Copies belong to the group that the next end_group() ends. They are done, for the thread that
+// started them, after a wait_for_all_but(groups) that does not except theirs: a GPU of sm_80 copies while it computes.
 template <class T>
-__device__ void start_copy(T* to, const T* from) {
-#if __CUDA_ARCH__ >= 800
+__device__ void start_copy(T* to, const T* from, bool wanted) {
+#ifdef CUDA_ON_CPU
+  emulated::start_copy(to, from, wanted);
+#elif __CUDA_ARCH__ >= 800
   constexpr int bytes = sizeof(T) < 16 ? sizeof(T) : 16;
+#pragma unroll
   for (int i = 0; i < sizeof(T); i += bytes)
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(to) + i),
-                 "l"((const char*)from + i), "n"(bytes), "r"(from ? bytes : 0)
+                 "l"((const char*)from + i), "n"(bytes), "r"(wanted ? bytes : 0)
                  : "memory");
 #else
-  *to = from ? *from : T{};
+  *to = wanted ? *from : T{};
 #endif
 }
-__device__ inline void finish_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
+__device__ inline void end_group() {
+#ifdef CUDA_ON_CPU
+  emulated::end_group();
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int GROUPS>
+__device__ void wait_for_all_but() {
+#ifdef CUDA_ON_CPU
+  emulated::wait_for_all_but(GROUPS);
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 #endif
 }
 
+// v, in a register from here on: the compiler would find it again each time, in several instructions.
+__device__ inline int kept(int v) {
+#ifndef CUDA_ON_CPU
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 #ifdef TENSOR_CORES
-// v rounded to TF32's 10 bits of mantissa.
+// v rounded to TF32's 10 bits of mantissa. To nearest; only what is as near to two may differ from GPU to GPU.
 __device__ inline unsigned to_tf32(float v) {
 #ifdef CUDA_ON_CPU
   return emulated::to_tf32(v);
 #else
   unsigned bits;
+#if __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));  // one instruction there, where the other one is two
+#else
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+#endif
   return bits;
+#endif
+}
+
+// Four 8x8 matrices of 16-bit numbers, which serve as (8, 4) of 32 bits: lane 8 i + r says where row r of matrix i
+// begins, and lane 4 g + t gets element (g, t) of matrix i in d[i].
+__device__ inline void load_matrices(unsigned (&d)[4], const Four* row) {
+#ifdef CUDA_ON_CPU
+  emulated::ldmatrix(d, row);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
 #endif
 }
 
@@ -78,108 +125,181 @@ __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned
 #endif
 
 // K terms of LINES rows of A, or columns of B. DEEP: neighbours in memory, and in a thread's Four, are neighbours in k;
-// else they are neighbouring lines. The pitch puts what a warp reads together into different banks.
+// else they are neighbouring lines. Fours lie where the exclusive or puts them, so that what a warp reads together is
+// in different banks. A thread copies the Fours (line(0), k()), (line(1), k()), ... if it `copies` any.
 template <int LINES, bool DEEP>
 struct Tile {
-  static constexpr int COUNT = LINES * K / 4, EACH = (COUNT + THREADS - 1) / THREADS;  // Fours: in all, of a thread
-  Four value[DEEP ? LINES : K][DEEP ? K / 4 + 1 : LINES / 4 + 2 * (LINES > 8)];
+  static constexpr int ACROSS = DEEP ? K / 4 : LINES / 4;                           // Fours in a row
+  static constexpr int SIDE = ACROSS < THREADS / K ? ACROSS : THREADS / K;          // threads side by side at a row
+  static constexpr int BUSY = DEEP ? (LINES < THREADS / ACROSS ? LINES * ACROSS : THREADS) : K * SIDE;
+  static constexpr int EACH = LINES * K / 4 / BUSY;                                 // Fours of a thread
+  Four value[LINES * K / 4];
 
-  // Where the first element of this thread's i-th Four is.
-  __device__ static int line(int i) { return DEEP ? four(i) / (K / 4) : four(i) % (LINES / 4) * 4; }
-  __device__ static int k(int i) { return DEEP ? four(i) % (K / 4) * 4 : four(i) / (LINES / 4); }
-  __device__ static int four(int i) { return threadIdx.x + i * THREADS; }
-  __device__ real at(int line, int k) const {
-    return DEEP ? value[line][k / 4].v[k % 4] : value[k][line / 4].v[line % 4];
+  __device__ static bool copies() { return BUSY == THREADS || threadIdx.x < BUSY; }
+  __device__ static int k() { return DEEP ? threadIdx.x % ACROSS * 4 : threadIdx.x / SIDE; }
+  __device__ static int line(int i) {
+    return DEEP ? threadIdx.x / ACROSS + i * (BUSY / ACROSS) : (threadIdx.x % SIDE + i * SIDE) * 4;
   }
+  __device__ static int place(int line, int k) {  // of a Four
+    if (DEEP) return line * ACROSS + (k / 4 ^ line / 2 % ACROSS);
+    return k * ACROSS + (ACROSS < 8 ? line / 4 : line / 4 ^ 2 * (k % 4));
+  }
+  // That of the thread's i-th, from its first one's: neither exclusive or sees the step.
+  __device__ Four& own(int first, int i) { return value[first + i * (DEEP ? BUSY : SIDE)]; }
+  __device__ real at(int line, int k) const { return value[place(line, k)].v[DEEP ? k % 4 : line % 4]; }
 
-  // Starts to copy this thread's Fours: from(i, e) is where its i-th has its element e, a null pointer for a zero.
-  template <class From>
-  __device__ void fill(bool neighbours, From from) {
+#ifdef TENSOR_CORES
+  // Where a lane's numbers lie if they are for k = 0, 8 (DEEP: places), or for lines from 0, 8, 16 and 24 on.
+  struct Lane {
+    int at[DEEP ? K / 8 : 4];
+
+    __device__ explicit Lane(bool line_first) {
+      int matrix = LANE / 8, second_line = line_first ? matrix % 2 : matrix / 2, second_term = matrix % 2 + matrix / 2;
+      second_term -= second_line;
 #pragma unroll
-    for (int i = 0; i < EACH; i++)
-      if (COUNT % THREADS == 0 || threadIdx.x + i * THREADS < COUNT) {
-        Four& to = DEEP ? value[line(i)][k(i) / 4] : value[k(i)][line(i) / 4];
-        if (neighbours) start_copy(&to, (const Four*)from(i, 0));
-        else
-          for (int e = 0; e < 4; e++) start_copy(&to.v[e], from(i, e));
+      for (int q = 0; q < (DEEP ? K / 8 : 4); q++)
+        at[q] = kept(DEEP ? place((second_line * 8 + LANE % 8) % LINES, q * 8 + second_term * 4)
+                          : place((q * 8 + LANE / 4) % LINES, LANE % 4) * 4 + LANE / 4 % 4);
+    }
+  };
+
+  // Four numbers for mma: with 4 g + t the lane, of lines g and g + 8 after first + line and of terms t and t + 4
+  // after k. The line changes first, or the term does, as the lane was made. `first` is a multiple of 32; line and k
+  // are known to the compiler. (A tile of 8 lines repeats them.)
+  __device__ void load(unsigned (&bits)[4], const Lane& lane, int first, int line, int k, bool line_first) const {
+    if constexpr (DEEP) load_matrices(bits, &value[(first + line) * ACROSS + lane.at[k / 8]]);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      if constexpr (DEEP) bits[e] = to_tf32(__uint_as_float(bits[e]));
+      else {
+        int l = (line + 8 * (line_first ? e % 2 : e / 2)) % LINES, term = k + 4 * (line_first ? e / 2 : e % 2);
+        bits[e] = to_tf32(((const real*)value)[term * LINES + first + l / 32 * 32 + lane.at[l / 8 % 4]]);
       }
+    }
   }
+#endif
 };
 
 // A thread's part of the block's tile of the product. Each warp has a rectangle of (16, 8) pieces, laid out as in mma.
 template <int COLUMNS>
 struct Sums {
-  static constexpr int ACROSS = COLUMNS > 32 ? COLUMNS / 32 : 1, DOWN = THREADS / WARP / ACROSS;  // warps
-  static constexpr int HIGH = ROWS / DOWN / 16, WIDE = COLUMNS / ACROSS / 8;                      // pieces of a warp
+  static constexpr int ACROSS = COLUMNS > 32 ? 2 : 1, DOWN = THREADS / WARP / ACROSS;  // warps
+  static constexpr int HIGH = ROWS / DOWN / 16, WIDE = COLUMNS / ACROSS / 8;           // pieces of a warp
   real value[HIGH][WIDE][4] = {};
 
-  __device__ static int row(int i, int e) {
-    return (threadIdx.x / WARP / ACROSS * HIGH + i) * 16 + threadIdx.x % WARP / 4 + 8 * (e / 2);
-  }
-  __device__ static int column(int j, int e) {
-    return (threadIdx.x / WARP % ACROSS * WIDE + j) * 8 + threadIdx.x % 4 * 2 + e % 2;
-  }
+  int first_row = kept(threadIdx.x / WARP / ACROSS * HIGH * 16);  // of this warp
+  int first_column = kept(threadIdx.x / WARP % ACROSS * WIDE * 8);
 
-  template <class A, class B>
-  __device__ void add_product(const A& a, const B& b) {
+  __device__ int row(int i) const { return first_row + i / 2 * 16 + LANE / 4 + i % 2 * 8; }  // of the 2 HIGH
+  __device__ int column(int j) const { return first_column + j * 8 + LANE % 4 * 2; }         // and the one after it
+
 #ifdef TENSOR_CORES
-    int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+  template <class A, class B>
+  __device__ void add_product(const A& a, const B& b, const typename A::Lane& of_a, const typename B::Lane& of_b) {
 #pragma unroll
     for (int k = 0; k < K; k += 8) {
-      unsigned as[4], bs[WIDE][2];
+      unsigned as[4], bs[(WIDE + 1) / 2][2][2];
 #pragma unroll
-      for (int j = 0; j < 2 * WIDE; j++)
-        bs[j / 2][j % 2] = to_tf32(b.at(column(j / 2, 0) - 2 * t + g, k + t + 4 * (j % 2)));
+      for (int j = 0; j < WIDE; j += 2) {
+        unsigned four[4];
+        b.load(four, of_b, first_column, j * 8, k, false);
+        for (int e = 0; e < 4; e++) bs[j / 2][e / 2][e % 2] = four[e];
+      }
 #pragma unroll
       for (int i = 0; i < HIGH; i++) {
+        a.load(as, of_a, first_row, i * 16, k, true);
 #pragma unroll
-        for (int e = 0; e < 4; e++) as[e] = to_tf32(a.at(row(i, 0) + 8 * (e % 2), k + t + 4 * (e / 2)));
-#pragma unroll
-        for (int j = 0; j < WIDE; j++) mma(value[i][j], as, bs[j]);
+        for (int j = 0; j < WIDE; j++) mma(value[i][j], as, bs[j / 2][j % 2]);
       }
     }
+  }
 #else
+  template <class A, class B>
+  __device__ void add_product(const A& a, const B& b) {
 #pragma unroll 4
     for (int k = 0; k < K; k++) {
       real as[HIGH][2], bs[WIDE][2];
 #pragma unroll
-      for (int i = 0; i < 2 * HIGH; i++) as[i / 2][i % 2] = a.at(row(i / 2, i % 2 * 2), k);
+      for (int i = 0; i < 2 * HIGH; i++) as[i / 2][i % 2] = a.at(row(i), k);
 #pragma unroll
-      for (int j = 0; j < 2 * WIDE; j++) bs[j / 2][j % 2] = b.at(column(j / 2, j % 2), k);
+      for (int j = 0; j < 2 * WIDE; j++) bs[j / 2][j % 2] = b.at(column(j / 2) + j % 2, k);
 #pragma unroll
       for (int i = 0; i < HIGH; i++)
 #pragma unroll
         for (int j = 0; j < 4 * WIDE; j++) value[i][j / 4][j % 4] += as[i][j % 4 / 2] * bs[j / 4][j % 2];
     }
-#endif
   }
+#endif
 
-  // All `chunks` of K terms. While one is multiplied the next one is copied: each matrix has two tiles, in turn. The
-  // source tells where a(i, e) and b(i, e) are, element e of this thread's i-th Four; next() goes on by K terms.
-  template <class Source>
-  __device__ void add_products(Source& source, int chunks) {
-    __shared__ typename Source::TileA as[2];
-    __shared__ typename Source::TileB bs[2];
-    for (int chunk = 0; chunk <= chunks; chunk++) {
-      if (chunk < chunks) {
-        as[chunk % 2].fill(source.a_fours, [&](int i, int e) { return source.a(i, e); });
-        bs[chunk % 2].fill(source.b_fours, [&](int i, int e) { return source.b(i, e); });
-        source.next();
-      }
-      if (chunk) add_product(as[(chunk - 1) % 2], bs[(chunk - 1) % 2]);
-      finish_copies();
-      __syncthreads();
+  // All `chunks` of K terms. While one is multiplied, STAGES - 1 others are copied. source.fill(a, b) starts to copy
+  // what it is at, and goes on by K terms.
+  template <class Source, class A, class B>
+  __device__ void add_products(Source source, int chunks, A (&as)[STAGES], B (&bs)[STAGES]) {
+    for (int chunk = 0; chunk < STAGES - 1; chunk++) {
+      if (chunk < chunks) source.fill(as[chunk], bs[chunk]);
+      end_group();
+    }
+#ifdef TENSOR_CORES
+    typename A::Lane of_a(true);
+    typename B::Lane of_b(false);
+#endif
+    int from = 0, to = STAGES - 1;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; chunk++) {
+      wait_for_all_but<STAGES - 2>();
+      __syncthreads();  // all threads' copies are there, and what was read before this chunk may be written over
+      if (chunk + STAGES - 1 < chunks) source.fill(as[to], bs[to]);
+      end_group();
+#ifdef TENSOR_CORES
+      add_product(as[from], bs[from], of_a, of_b);
+#else
+      add_product(as[from], bs[from]);
+#endif
+      from = from + 1 == STAGES ? 0 : from + 1;
+      to = to + 1 == STAGES ? 0 : to + 1;
     }
   }
 
-  // Row i of this thread's 2 HIGH, plus the bias if there is one: y is the row of the whole product, of O columns.
-  __device__ void store_row(int i, real* y, int O, const real* bias) const {
+  // Stores the rows, of O columns, that where(row of the tile) points to, if it does; plus the bias, if there is one.
+  template <class Where>
+  __device__ void store(int O, const real* bias, Where where) const {
+    struct alignas(2 * sizeof(real)) Pair { real v[2]; };
+    real added[WIDE][2];
+#pragma unroll
     for (int j = 0; j < 2 * WIDE; j++) {
-      int o = blockIdx.y * COLUMNS + column(j / 2, j % 2);
-      if (o < O) y[o] = value[i / 2][j / 2][i % 2 * 2 + j % 2] + (bias ? bias[o] : real(0));
+      int o = blockIdx.y * COLUMNS + column(j / 2) + j % 2;
+      added[j / 2][j % 2] = bias && o < O ? bias[o] : real(0);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * HIGH; i++) {
+      real* y = where(row(i));
+      if (!y) continue;
+#pragma unroll
+      for (int j = 0; j < WIDE; j++) {
+        int o = blockIdx.y * COLUMNS + column(j);
+        const real* v = &value[i / 2][j][i % 2 * 2];
+        Pair both = {v[0] + added[j][0], v[1] + added[j][1]};
+        if (O % 2 == 0) {  // so rows begin where pairs may
+          if (o < O) *(Pair*)(y + o) = both;
+        } else {
+          if (o < O) y[o] = both.v[0];
+          if (o + 1 < O) y[o + 1] = both.v[1];
+        }
+      }
     }
   }
 };
+
+// Whether taps i of one axis, which see first + way i, see pixels from 0 to size - 1: a bit for each.
+__device__ inline unsigned seen(int first, int way, int taps, int size) {
+  int from = max(0, way > 0 ? -first : first - size + 1), to = min(taps, way > 0 ? size - first : first + 1);
+  return to > from ? (1u << to) - (1u << from) : 0;
+}
+
+// Bits of taps (i, j): those of i, and those of j from J on. OUTSIDE is no tap's: conv_cuda.py sees to it.
+constexpr int J = 16;
+constexpr unsigned OUTSIDE = 1u << 31;
+__device__ inline unsigned tap_bits(int i, int j) { return 1u << i | 1u << (J + j); }
 
 // ---- gather, and scatter as its s x s gathers
 
@@ -204,58 +324,78 @@ struct Axis {
 struct Term {
   int depth, height, width, group, i, j, c;
 
-  __device__ Term operator+(int terms) const {
-    Term to = *this;
-    for (to.c += terms; to.c >= depth; to.c -= depth)
-      if (++to.j == width) {
-        to.j = 0;
-        if (++to.i == height) to.i = 0, to.group += depth;
+  __device__ void advance(int terms) {
+    for (c += terms; c >= depth; c -= depth)
+      if (++j == width) {
+        j = 0;
+        if (++i == height) i = 0, group += depth;
       }
-    return to;
   }
 };
 
-// A is what the taps of ROWS output pixels see of x; B is w, (kh, kw, C, O) or, for a DEEP tile, (kh, kw, O, C).
-template <int COLUMNS, bool DEEP>
+// A is what the taps of ROWS output pixels see of x; B is w, (kh, kw, C, O) or, for a DEEP tile, (kh, kw, O, C). With
+// A_FOURS and B_FOURS they are copied by Fours, else number by number.
+template <int COLUMNS, bool DEEP, bool A_FOURS, bool B_FOURS>
 struct Gather {
   using TileA = Tile<ROWS, true>;
   using TileB = Tile<COLUMNS, DEEP>;
-  const real *x, *w;
-  Shape s;
-  Axis vertical, horizontal;
-  Term term;
-  bool a_fours, b_fours;
-  int image[TileA::EACH], top[TileA::EACH], left[TileA::EACH];  // the pixel that the first tap sees
+  int C, O, x_row, x_column, w_row, w_column;  // and the steps from tap to tap
+  Term of_a, of_b;                             // of the first number that this thread copies
+  const real *x[TileA::EACH], *w;              // what the first tap sees, channel 0; the first tap's weights
+  unsigned inside[TileA::EACH];                // the taps' bits
+  int to_a = kept(TileA::place(TileA::line(0), TileA::k())), to_b = kept(TileB::place(TileB::line(0), TileB::k()));
 
-  __device__ Gather(const real* x, const real* w, Shape s, Axis vertical, Axis horizontal)
-      : x(x), w(w), s(s), vertical(vertical), horizontal(horizontal),
-        term{s.C % K ? s.C : K, vertical.taps, horizontal.taps},
-        a_fours(in_fours(x, s.C)), b_fours(in_fours(w, DEEP ? s.C : s.O)) {
+  __device__ Gather(const real* images, const real* weights, const Shape& s, const Axis& vertical,
+                    const Axis& horizontal)
+      : C(s.C), O(s.O), x_row(vertical.way * s.W * s.C), x_column(horizontal.way * s.C),
+        w_row(vertical.tap_step * s.kw * s.C * s.O), w_column(horizontal.tap_step * s.C * s.O),
+        of_a{s.C % K ? s.C : K, vertical.taps, horizontal.taps, 0, 0, 0, 0}, of_b(of_a),
+        w(weights + (vertical.tap * s.kw + horizontal.tap) * s.C * s.O) {
+    of_a.advance(TileA::k());
+    of_b.advance(TileB::k());
     for (int i = 0; i < TileA::EACH; i++) {
-      int p = blockIdx.x * ROWS + TileA::line(i), row = p / horizontal.size;
-      image[i] = row / vertical.size;
-      top[i] = row % vertical.size * vertical.step + vertical.first;
-      left[i] = p % horizontal.size * horizontal.step + horizontal.first;
+      int p = blockIdx.x * ROWS + TileA::line(i), row = p / horizontal.size, image = row / vertical.size;
+      int top = row % vertical.size * vertical.step + vertical.first;
+      int left = p % horizontal.size * horizontal.step + horizontal.first;
+      x[i] = images + (long long)image * (s.H * s.W * s.C) + (top * s.W + left) * s.C;
+      inside[i] = image >= s.N ? 0
+                               : seen(top, vertical.way, vertical.taps, s.H) |
+                                     seen(left, horizontal.way, horizontal.taps, s.W) << J;
     }
   }
 
-  __device__ const real* a(int i, int e) const {
-    Term at = term + TileA::k(i) + e;
-    int row = top[i] + vertical.way * at.i, column = left[i] + horizontal.way * at.j;
-    bool inside = image[i] < s.N && 0 <= row && row < s.H && 0 <= column && column < s.W && at.group < s.C;
-    int within = (row * s.W + column) * s.C + at.group + at.c;
-    return inside ? x + (long long)image[i] * (s.H * s.W * s.C) + within : nullptr;
+  __device__ void fill(TileA& a, TileB& b) {
+    for (int e = 0; e < (A_FOURS ? 1 : 4); e++) {
+      Term at = of_a;
+      if (e) at.advance(e);
+      int offset = at.i * x_row + at.j * x_column + at.group + at.c;
+      unsigned needed = at.group < C ? tap_bits(at.i, at.j) : OUTSIDE;
+#pragma unroll
+      for (int i = 0; i < TileA::EACH; i++) {
+        Four& to = a.own(to_a, i);
+        bool wanted = !(needed & ~inside[i]);
+        if (A_FOURS) start_copy(&to, (const Four*)(x[i] + offset), wanted);
+        else start_copy(&to.v[e], x[i] + offset, wanted);
+      }
+    }
+    if (TileB::copies())
+      for (int e = 0; e < (B_FOURS ? 1 : 4); e++) {
+        Term at = of_b;
+        if (DEEP && e) at.advance(e);
+        int o = blockIdx.y * COLUMNS + TileB::line(0) + (DEEP ? 0 : e), c = at.group + at.c;
+        const real* from = w + at.i * w_row + at.j * w_column + (DEEP ? o * C + c : c * O + o);
+#pragma unroll
+        for (int i = 0; i < TileB::EACH; i++) {
+          Four& to = b.own(to_b, i);
+          int further = TileB::line(i) - TileB::line(0);
+          bool wanted = c < C && o + further < O;
+          if (B_FOURS) start_copy(&to, (const Four*)(from + further * (DEEP ? C : 1)), wanted);
+          else start_copy(&to.v[e], from + further * (DEEP ? C : 1), wanted);
+        }
+      }
+    of_a.advance(K);
+    of_b.advance(K);
   }
-
-  __device__ const real* b(int i, int e) const {
-    Term at = term + TileB::k(i) + (DEEP ? e : 0);
-    int o = blockIdx.y * COLUMNS + TileB::line(i) + (DEEP ? 0 : e), c = at.group + at.c;
-    int row = vertical.tap + vertical.tap_step * at.i, column = horizontal.tap + horizontal.tap_step * at.j;
-    bool inside = o < s.O && at.group < s.C;
-    return inside ? w + (long long)(row * s.kw + column) * s.C * s.O + (DEEP ? o * s.C + c : c * s.O + o) : nullptr;
-  }
-
-  __device__ void next() { term = term + K; }
 };
 
 // blockIdx: x for pixels, y for channels of the output, z for the remainders of its pixels mod s in scatter.
@@ -264,34 +404,41 @@ __device__ void gather(const real* x, const real* w, const real* bias, real* y, 
   Axis vertical(s.stride, s.top, s.kh, s.Ho, blockIdx.z / s.stride, s.scatter, s.turned);
   Axis horizontal(s.stride, s.left, s.kw, s.Wo, blockIdx.z % s.stride, s.scatter, s.turned);
   if (vertical.size <= 0 || horizontal.size <= 0) return;  // an image of one row has no odd ones
-  Gather<COLUMNS, DEEP> source(x, w, s, vertical, horizontal);
+  __shared__ Tile<ROWS, true> as[STAGES];
+  __shared__ Tile<COLUMNS, DEEP> bs[STAGES];
   Sums<COLUMNS> sums;
-  sums.add_products(source, (vertical.taps * horizontal.taps * s.C + K - 1) / K);
-  for (int i = 0; i < 2 * sums.HIGH; i++) {
-    int p = blockIdx.x * ROWS + sums.row(i / 2, i % 2 * 2), row = p / horizontal.size, n = row / vertical.size;
-    int h = row % vertical.size * vertical.stride + vertical.parity;
+  int chunks = (vertical.taps * horizontal.taps * s.C + K - 1) / K;
+  bool a_fours = in_fours(x, s.C), b_fours = in_fours(w, DEEP ? s.C : s.O);
+  if (a_fours && b_fours)
+    sums.add_products(Gather<COLUMNS, DEEP, true, true>(x, w, s, vertical, horizontal), chunks, as, bs);
+  else if (a_fours)
+    sums.add_products(Gather<COLUMNS, DEEP, true, false>(x, w, s, vertical, horizontal), chunks, as, bs);
+  else sums.add_products(Gather<COLUMNS, DEEP, false, false>(x, w, s, vertical, horizontal), chunks, as, bs);
+  sums.store(s.O, bias, [&](int row) {
+    int p = blockIdx.x * ROWS + row, line = p / horizontal.size, n = line / vertical.size;
+    int h = line % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
-    if (n < s.N) sums.store_row(i, y + (((long long)n * s.Ho + h) * s.Wo + v) * s.O, s.O, bias);
-  }
+    return n < s.N ? y + (((long long)n * s.Ho + h) * s.Wo + v) * s.O : nullptr;
+  });
 }
 
 #define GATHER_TAKES const real *x, const real *w, const real *bias, real *y, Shape s
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_8(GATHER_TAKES) { gather<8, false>(x, w, bias, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, y, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, y, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_128(GATHER_TAKES) { gather<128, false>(x, w, bias, y, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_8_swapped(GATHER_TAKES) { gather<8, true>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_128_swapped(GATHER_TAKES) { gather<128, true>(x, w, bias, y, s); }
+    gather_128(GATHER_TAKES) { gather<WIDEST, false>(x, w, bias, y, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gather_128_swapped(GATHER_TAKES) { gather<WIDEST, true>(x, w, bias, y, s); }
 
 // ---- outer
 
@@ -299,68 +446,93 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 struct Pixel {
   int height, width, n, h, w;
 
-  __device__ Pixel operator+(int pixels) const {
-    Pixel to = *this;
-    for (to.w += pixels; to.w >= width; to.w -= width)
-      if (++to.h == height) to.h = 0, to.n++;
-    return to;
+  __device__ void advance(int pixels) {
+    for (w += pixels; w >= width; w -= width)
+      if (++h == height) h = 0, n++;
   }
 };
 
 // A's rows are the (i, j, c), and what they see of x from each of g's pixels; B is g. A block sums pixels p to end - 1.
-template <int COLUMNS>
+template <int COLUMNS, bool A_FOURS, bool B_FOURS>
 struct Outer {
   using TileA = Tile<ROWS, false>;
   using TileB = Tile<COLUMNS, false>;
   const real *x, *g;
   Shape s;
-  int p, end;
-  Pixel at;
-  Term row;  // the first of this thread's four; beyond the last anything, for it is not stored
-  bool a_fours, b_fours;
+  int p, end;                 // p: the pixel that this thread copies of both, since its k is the same in both
+  Pixel at;                   // p again
+  int offset[TileA::EACH];    // from what the first tap sees of channel 0 to what the rows of its Fours see
+  unsigned needed[TileA::EACH];
+  int to_a = kept(TileA::place(TileA::line(0), TileA::k())), to_b = kept(TileB::place(TileB::line(0), TileB::k()));
 
-  __device__ Outer(const real* x, const real* g, Shape s, int p, int end)
-      : x(x), g(g), s(s), p(p), end(end), at{s.Ho, s.Wo, p / s.Wo / s.Ho, p / s.Wo % s.Ho, p % s.Wo},
-        a_fours(in_fours(x, s.C)), b_fours(in_fours(g, s.O)) {
-    int m = blockIdx.x * ROWS + TileA::line(0);
-    row = {s.C, s.kh, s.kw, 0, m / s.C / s.kw, m / s.C % s.kw, m % s.C};
+  __device__ Outer(const real* x, const real* g, const Shape& s, int first, int end)
+      : x(x), g(g), s(s), p(first + TileA::k()), end(end), at{s.Ho, s.Wo, p / s.Wo / s.Ho, p / s.Wo % s.Ho, p % s.Wo} {
+    for (int i = 0; i < TileA::EACH; i++) row(TileA::line(i), offset[i], needed[i]);
   }
 
-  __device__ const real* a(int i, int e) const {
-    int k = TileA::k(i);
-    Pixel from = at + k;
-    Term to = row + e;
-    int h = s.stride * from.h + to.i - s.top, w = s.stride * from.w + to.j - s.left;
-    bool inside = 0 <= h && h < s.H && 0 <= w && w < s.W && p + k < end;
-    return inside ? x + (long long)from.n * (s.H * s.W * s.C) + (h * s.W + w) * s.C + to.c : nullptr;
+  __device__ void row(int line, int& offset, unsigned& needed) const {
+    int m = blockIdx.x * ROWS + line, i = m / s.C / s.kw, j = m / s.C % s.kw;
+    offset = (i * s.W + j) * s.C + m % s.C;
+    needed = i < s.kh ? tap_bits(i, j) : OUTSIDE;
   }
 
-  __device__ const real* b(int i, int e) const {
-    int k = TileB::k(i), o = blockIdx.y * COLUMNS + TileB::line(i) + e;
-    return o < s.O && p + k < end ? g + (long long)(p + k) * s.O + o : nullptr;
+  __device__ void fill(TileA& a, TileB& b) {
+    int top = s.stride * at.h - s.top, left = s.stride * at.w - s.left;
+    unsigned inside = p < end ? seen(top, 1, s.kh, s.H) | seen(left, 1, s.kw, s.W) << J : 0;
+    const real* first = x + (long long)at.n * (s.H * s.W * s.C) + (top * s.W + left) * s.C;
+#pragma unroll
+    for (int i = 0; i < TileA::EACH; i++) {
+      Four& to = a.own(to_a, i);
+      if (A_FOURS) start_copy(&to, (const Four*)(first + offset[i]), !(needed[i] & ~inside));
+      else
+        for (int e = 0; e < 4; e++) {
+          int offset;
+          unsigned needed;
+          row(TileA::line(i) + e, offset, needed);
+          start_copy(&to.v[e], first + offset, !(needed & ~inside));
+        }
+    }
+    if (TileB::copies()) {
+      int k = TileB::k() - TileA::k(), o = blockIdx.y * COLUMNS + TileB::line(0);
+      const real* from = g + (long long)(p + k) * s.O + o;
+#pragma unroll
+      for (int i = 0; i < TileB::EACH; i++) {
+        Four& to = b.own(to_b, i);
+        int further = TileB::line(i) - TileB::line(0);
+        if (B_FOURS) start_copy(&to, (const Four*)(from + further), p + k < end && o + further < s.O);
+        else
+          for (int e = 0; e < 4; e++)
+            start_copy(&to.v[e], from + further + e, p + k < end && o + further + e < s.O);
+      }
+    }
+    at.advance(K), p += K;
   }
-
-  __device__ void next() { at = at + K, p += K; }
 };
 
 // blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C, O).
 template <int COLUMNS>
 __device__ void outer(const real* x, const real* g, real* partial, const Shape& s) {
   int first = blockIdx.z * s.each, count = min(s.each, s.N * s.Ho * s.Wo - first), rows = s.kh * s.kw * s.C;
-  Outer<COLUMNS> source(x, g, s, first, first + count);
+  int chunks = (count + K - 1) / K, end = first + count;
+  __shared__ Tile<ROWS, false> as[STAGES];
+  __shared__ Tile<COLUMNS, false> bs[STAGES];
   Sums<COLUMNS> sums;
-  sums.add_products(source, (count + K - 1) / K);
-  for (int i = 0; i < 2 * sums.HIGH; i++) {
-    int m = blockIdx.x * ROWS + sums.row(i / 2, i % 2 * 2);
-    if (m < rows) sums.store_row(i, partial + ((long long)blockIdx.z * rows + m) * s.O, s.O, nullptr);
-  }
+  bool a_fours = in_fours(x, s.C), b_fours = in_fours(g, s.O);
+  if (a_fours && b_fours) sums.add_products(Outer<COLUMNS, true, true>(x, g, s, first, end), chunks, as, bs);
+  else if (a_fours) sums.add_products(Outer<COLUMNS, true, false>(x, g, s, first, end), chunks, as, bs);
+  else sums.add_products(Outer<COLUMNS, false, false>(x, g, s, first, end), chunks, as, bs);
+  sums.store(s.O, nullptr, [&](int row) {
+    int m = blockIdx.x * ROWS + row;
+    return m < rows ? partial + ((long long)blockIdx.z * rows + m) * s.O : nullptr;
+  });
 }
 
 #define OUTER_TAKES const real *x, const real *g, real *partial, Shape s
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { outer<8>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { outer<32>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_128(OUTER_TAKES) { outer<128>(x, g, partial, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    outer_128(OUTER_TAKES) { outer<WIDEST>(x, g, partial, s); }
 
 // ---- sums over rows, and kernels smeared by a 2x2 box
 

@@ -12,6 +12,8 @@ from minisagan import cuda
 kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
+THREADS = 128  # of a block, and TAPS: as in conv.cu
+TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
 NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
@@ -27,24 +29,30 @@ def scatter(x, w, stride, top, left, size, bias=None):
 def _gather(x, w, stride, top, left, size, bias, scatter):
     """Either of the two: scatter is s x s gathers, in one launch."""
     cupy, N, (kh, kw, _, O) = cuda.cupy(), len(x), w.shape
+    _check(kh, kw)
     sets = stride if scatter else 1  # of rows, and of columns, by their remainder
-    columns, blocks, threads = _tiles(N * -(-size[0] // sets) * -(-size[1] // sets), O, x.itemsize, sets * sets)
+    columns, down, across = _tiles(N * -(-size[0] // sets) * -(-size[1] // sets), O, x.itemsize)
+    if columns == 128 and 2 * down * across * sets * sets < BLOCKS:
+        columns, across = 64, -(-O // 64)  # more blocks instead: outer has its partial sums for that
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
     shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, 0), SHAPE)
-    kernels(f"gather_{columns}_swapped" if swapped else f"gather_{columns}", blocks, threads, x, w, bias, y, shape)
+    name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
+    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, y, shape)
     return y
 
 
 def outer(x, g, kernel, stride, top, left):
     cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
-    columns, (down, across, _), threads = _tiles(kh * kw * C, O, x.itemsize)
+    _check(kh, kw)
+    columns, down, across = _tiles(kh * kw * C, O, x.itemsize)
     pixels = N * size[0] * size[1]
-    each = max(256, -(-pixels * down * across // BLOCKS // 16) * 16)  # pixels in a partial sum
+    sums = max(1, min(BLOCKS // (down * across), pixels // 256))  # rounded down: one block too many is another wave
+    each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
     sums = -(-pixels // each)
     x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
     shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, each), SHAPE)
-    kernels(f"outer_{columns}", (down, across, sums), threads, x, g, partial, shape)
+    kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return (partial if sums == 1 else _column_sums(partial, sums, partial[0].size, 1)).reshape(kh, kw, C, O)
 
 
@@ -68,13 +76,16 @@ def unsmear(u):
     return w
 
 
-def _tiles(rows, O, itemsize, times=1):
-    """How many columns a block's tile of the product (rows, O) has; the grid of blocks; the threads of each."""
-    height = 512 // itemsize  # ROWS of conv.cu
-    columns, down = next((width for width in (8, 32, 64) if width >= O), 128), -(-rows // height)
-    if columns == 128 and 2 * down * -(-O // 128) * times < BLOCKS:
-        columns = 64  # more blocks instead
-    return columns, (down, -(-O // columns), times), 2 * height
+def _check(kh, kw):
+    if max(kh, kw) > TAPS:
+        raise ValueError(f"on the GPU a convolution's kernel has at most {TAPS}x{TAPS} taps, not {kh}x{kw}")
+
+
+def _tiles(rows, O, itemsize):
+    """How many columns a block's tile of the product (rows, O) has; the blocks down and across it."""
+    widest = 128 if itemsize == 4 and cuda.tensor_cores() else 64
+    columns = next((width for width in (8, 32, 64) if width >= O), widest)
+    return columns, -(-rows * itemsize // 512), -(-O // columns)  # 512 / itemsize: ROWS of conv.cu
 
 
 def _layout(w):

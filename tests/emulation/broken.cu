@@ -139,7 +139,47 @@ extern "C" __global__ void lane_beyond_the_block(float* y) {
   y[threadIdx.x] = __shfl_down_sync(0xffffffffu, 1.0f, 1);  // the last lane of half a warp reads from nobody: NaN
 }
 
+extern "C" __global__ void copy_without_barrier(const float* x, float* y) {
+  __shared__ float s[64];
+  emulated::start_copy(&s[threadIdx.x], &x[threadIdx.x], true);
+  emulated::end_group();
+  emulated::wait_for_all_but(0);                 // BUG: it waits for this thread's own copies
+  y[threadIdx.x] = s[63 - threadIdx.x];          // BUG
+}
+
+extern "C" __global__ void copy_over_what_is_read(const float* x, float* y) {
+  __shared__ float s[64];
+  s[threadIdx.x] = 0;
+  __syncthreads();
+  float v = s[63 - threadIdx.x];                 // BUG: others may have begun to copy
+  emulated::start_copy(&s[threadIdx.x], &x[threadIdx.x], true);  // BUG
+  y[threadIdx.x] = v;
+}
+
+// Each thread copies to five places in groups of one or two, and waits for all but the last `GROUPS` groups.
+template <int GROUPS>
+__device__ void copy_groups(const float* x, float* y) {
+  __shared__ float s[5][32];
+  for (int i = 0; i < 5; i++) {
+    emulated::start_copy(&s[i][threadIdx.x], &x[i * 32 + threadIdx.x], i != 1);
+    if (i % 2) emulated::end_group();
+  }
+  emulated::wait_for_all_but(GROUPS);
+  for (int i = 0; i < 5; i++) y[i * 32 + threadIdx.x] = s[i][threadIdx.x];
+}
+extern "C" __global__ void wait_for_all_but_0(const float* x, float* y) { copy_groups<0>(x, y); }
+extern "C" __global__ void wait_for_all_but_1(const float* x, float* y) { copy_groups<1>(x, y); }
+extern "C" __global__ void wait_for_all_but_2(const float* x, float* y) { copy_groups<2>(x, y); }
+
 // And kernels without a fault, in what the faulty ones do wrong.
+
+extern "C" __global__ void load_matrices(const unsigned* x, unsigned* y) {  // four (8, 4), one behind the other
+  unsigned d[4];
+  emulated::ldmatrix(d, x + 4 * threadIdx.x);
+  for (int i = 0; i < 4; i++) y[i * 32 + threadIdx.x] = d[i];
+}
+
+extern "C" __global__ void half(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x] * 0.5f; }
 
 extern "C" __global__ void count(int* y) { atomicAdd(y, 1); }
 

@@ -152,6 +152,57 @@ inline unsigned to_tf32(float x) {
   return isfinite(x) ? (bits + 0x1000) & 0xffffe000 : bits;
 }
 
+// Four (8, 4) matrices of 32-bit numbers as ldmatrix.m8n8.x4.b16 loads them: lane 8 i + r brings the address of row r
+// of matrix i, and lane 4 g + t gets element (g, t) of each.
+struct [[gnu::may_alias]] alignas(16) Row { unsigned v[4]; };
+struct Matrices {
+  Row row;
+  unsigned result[4];
+};
+
+inline void ldmatrix(unsigned (&d)[4], const void* row, Site site = Site::current()) {
+  Matrices mine{*static_cast<const Row*>(row)};
+  exchange(~0u, &mine, [](void** lanes) {
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; lanes[l] && i < 4; i++) {
+        auto* from = static_cast<Matrices*>(lanes[8 * i + l / 4]);
+        static_cast<Matrices*>(lanes[l])->result[i] = from ? from->row.v[l % 4] : ~0u;
+      }
+  }, site);
+  for (int i = 0; i < 4; i++) d[i] = mine.result[i];
+}
+
+// ---- Asynchronous copies: until the wait that covers it, the target holds NaN.
+
+struct Copy {
+  void* to;
+  alignas(16) char value[32];
+  void (*finish)(const Copy&);
+};
+void hold(const Copy& copy);                // in the running thread's group that is still open
+void end_group();
+bool take(int groups, Copy* copy);          // the thread's oldest copy, unless it belongs to its last so many groups
+
+template <class T>
+void start_copy(T* to, const T* from, bool wanted) {
+  Copy copy;
+  T value = wanted ? *from : T{}, none;
+  memset(&none, 0xff, sizeof none);
+  memcpy(copy.value, &value, sizeof value);
+  copy.to = to;
+  copy.finish = [](const Copy& copy) {
+    T value;
+    memcpy(&value, copy.value, sizeof value);
+    *static_cast<T*>(copy.to) = value;
+  };
+  *to = none;
+  hold(copy);
+}
+
+inline void wait_for_all_but(int groups) {
+  for (Copy copy; take(groups, &copy);) copy.finish(copy);
+}
+
 struct Fragments {
   float d[4];
   unsigned a[4], b[2];

@@ -330,7 +330,7 @@ class Device:
 
     @property
     def mem_info(self):
-        return settings.memory - Block.in_use, settings.memory
+        return settings.memory - Block.in_use - default_pool.cached, settings.memory
 
     def synchronize(self):
         refuse_while_capturing("synchronize()")

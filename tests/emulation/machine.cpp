@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <xmmintrin.h>
 
+#include <deque>
 #include <memory>
 #include <random>
 #include <vector>
@@ -42,6 +44,8 @@ struct Thread {
   unsigned mask;
   void* record;
   void (*complete)(void**);
+  std::deque<std::pair<unsigned, Copy>> copies;  // those under way, and the groups that they belong to
+  unsigned group;                                // the one that is open
 };
 
 struct Warp {
@@ -206,7 +210,7 @@ void open_barrier() {
 }
 
 void run_block() {
-  for (Thread& t : threads) t.state = NEW;
+  for (Thread& t : threads) t.state = NEW, t.copies.clear(), t.group = 0;
   for (Warp& warp : warps) warp = {};
   if (threads.size() % 32) warps.back().gone = ~0u << threads.size() % 32;
   barriers = done = 0;
@@ -241,6 +245,11 @@ thread_local volatile char one_more;  // there has to be one
 void start_checks();
 
 bool run(const Launch& what, void (*call)(void**), void** with) {
+  struct Flushed {  // numbers below 2^-126 are 0, as -ftz=true has it, which CuPy always asks for; here doubles', too
+    unsigned before = _mm_getcsr();
+    Flushed() { _mm_setcsr(before | 0x8040); }
+    ~Flushed() { _mm_setcsr(before); }
+  } flushed;
   launch = &what, kernel = call, arguments = with;
   failed = false;
   random_numbers.seed(launch->seed);
@@ -274,6 +283,18 @@ void barrier(Site site) {
   watching = false;
   wait();
   watching = true;
+}
+
+void hold(const Copy& copy) { threads[current].copies.emplace_back(threads[current].group, copy); }
+
+void end_group() { threads[current].group++; }
+
+bool take(int groups, Copy* copy) {
+  Thread& t = threads[current];
+  if (t.copies.empty() || t.copies.front().first + groups >= t.group) return false;
+  *copy = t.copies.front().second;
+  t.copies.pop_front();
+  return true;
 }
 
 void exchange(unsigned mask, void* record, void (*complete)(void**), Site site) {

@@ -26,7 +26,11 @@ class EmulationError(RuntimeError):
 
 
 class OutOfMemoryError(MemoryError):
-    """As cupy.cuda.memory.OutOfMemoryError."""
+    """As cupy.cuda.memory.OutOfMemoryError: made of the bytes asked for, those in use, and the limit of the pool."""
+
+    def __init__(self, size, total, limit=0):
+        limited = f", limit set to: {limit:,} bytes" if limit else ""
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes{limited}).")
 
 
 # ---- Memory
@@ -39,9 +43,9 @@ class Block:
     in_use = 0  # bytes of all
 
     def __init__(self, size):
-        if Block.in_use + size > settings.memory:
+        if Block.in_use + default_pool.cached + size > settings.memory:
             self.size = 0
-            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
+            raise OutOfMemoryError(size, Block.in_use)
         self.size, raw = size, np.full(size + 2 * GUARD + 256, 0xFF, np.uint8)
         start = GUARD + -(raw.ctypes.data + GUARD) % 256
         self.before, self.bytes, self.after = raw[:start], raw[start : start + size], raw[start + size :]
@@ -63,25 +67,46 @@ class Memory:
         self.block, self.pool = block, pool
 
     def __del__(self):
-        if self.pool.keeps:
-            self.pool.free.setdefault(self.block.size, []).append(self.block)
+        self.pool.take_back(self.block)
 
 
 class MemoryPool:
     """Reuses what was freed, and keeps it as long as it lives itself."""
 
-    def __init__(self, keeps=True):
-        self.keeps, self.free = keeps, {}
+    def __init__(self):
+        self.free = {}
 
     def malloc(self, size):
         free = self.free.get(size)
         return Memory(free.pop() if free else Block(size), self)
 
+    def take_back(self, block):
+        self.free.setdefault(block.size, []).append(block)
+
     def free_all_blocks(self):
         self.free.clear()
 
 
-default_pool = MemoryPool(keeps=False)  # CuPy's gives freed memory to anybody: a graph must not count on it
+class DefaultPool:
+    """CuPy's gives freed memory to anybody: a graph must not count on it. So here it is gone, though it still counts
+    as taken, until this pool needs it or gives it back: other pools can't have it."""
+
+    cached = 0  # bytes
+
+    def malloc(self, size):
+        self.cached = max(0, self.cached - size)
+        if Block.in_use + self.cached + size > settings.memory:
+            self.free_all_blocks()
+        return Memory(Block(size), self)
+
+    def take_back(self, block):
+        self.cached += block.size
+
+    def free_all_blocks(self):
+        self.cached = 0
+
+
+default_pool = DefaultPool()
 _malloc = default_pool.malloc
 
 
