@@ -18,7 +18,7 @@ import numpy as np
 REFERENCE = 50  # images of a class that stand for the data
 TELLING = 0.15  # times within: the least `between` that can be told. Of classes that are alike ten samples each seem
 # 0.005 apart, and never more than 0.055 (200 times digits and photos drawn at random).
-LEAST = 0.4  # below is collapse: good runs on MNIST have 0.90 to 1.07, those at absurd rates come to 0 to 0.33
+LEAST = 0.4  # below is collapse: good runs on MNIST have 0.90 to 1.07, those at absurd rates come to 0 to 0.38
 STEPS = {"variety": 500, "contrast": 2000}  # if it stays so for so many (classes are told apart late)
 PATIENCE = 3  # and so many measurements
 
