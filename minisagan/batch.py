@@ -27,10 +27,7 @@ def sum(f, *arrays):
         parts[k] = f(*(a[k::count] for a in arrays))
 
     cpu.parallel(body, count)
-    while len(parts) > 1:
-        half = len(parts) // 2
-        parts = [a + b for a, b in zip(parts[:half], parts[half:], strict=True)]
-    return parts[0]
+    return processes.halved(parts)
 
 
 def whole(x):

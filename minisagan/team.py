@@ -30,9 +30,12 @@ def size(processes, config, gpu):
 
 
 def invite(training):
-    """On rank 0: let all other ranks make this training, too. DataError, naming the rank, if one can't."""
-    mpi.call(_join, type(training), training.config, training.dataset.origin or training.dataset)
-    mpi.agree(data=training.dataset.hashes)
+    """On rank 0 of MPI let all other ranks make this training, too; whether ranks share it. DataError if one can't."""
+    rank, world = launched()
+    if world > 1 and rank == 0:
+        mpi.call(_join, type(training), training.config, training.dataset.origin or training.dataset)
+        mpi.agree(data=training.dataset.hashes)
+    return world > 1
 
 
 def _join(kind, config, origin):
@@ -60,13 +63,26 @@ def assemble(training, invited):
     # gradients are the most that they exchange, or batch norm's two numbers for each image and channel
     widest = config.architecture.generator_width(4) * config.batch_size * 8
     largest = max(training.adam_g.weights.nbytes, training.adam_d.weights.nbytes, widest)
-    forks = fork.Forks(training.processes, largest, training.steps, training.small(), config.parts)
+    forks = fork.Forks(training.processes, largest, training.steps, small(training), config.parts)
     weakref.finalize(training, forks.close)
     return forks
 
 
+def owned(training):
+    """The flat arrays of which each process updates its part, and which nobody else reads in a step."""
+    adams = training.adam_d, training.adam_g
+    return [x for adam in adams for x in (adam.m, adam.v, adam.g)] + [training.ema.average]
+
+
+def small(training):
+    """The arrays that are neither shared nor owned in parts: each process has its own, all alike."""
+    networks, adams = (training.G, training.D), (training.adam_g, training.adam_d)
+    buffers = [buffer for net in networks for buffer in net.buffers().values()]
+    return buffers + [training.ema.t] + [count for adam in adams for count in (adam.t, adam.steps)]
+
+
 def _ranks(training):
-    return mpi.Ranks(_follow, _give, training.small(), training.owned(), training.config.parts)
+    return mpi.Ranks(_follow, _give, small(training), owned(training), training.config.parts)
 
 
 def _take():
@@ -78,4 +94,4 @@ def _follow(state, count, step):
 
 
 def _give():
-    _training.team.publish(_training.owned())
+    _training.team.publish(owned(_training))

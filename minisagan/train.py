@@ -15,7 +15,6 @@ from minisagan import cpu, cuda, data, ops, processes, rng, team
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import Diverged, UsageError
 from minisagan.init import Init
-from minisagan.launcher import launched
 from minisagan.models import Discriminator, Generator, packed
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.sampling import noise, take_statistics
@@ -109,16 +108,14 @@ class Training:
         self.adam_d = Adam(self.D.parameters(), config.lr_d, **betas, steps=config.steps * config.d_steps, fall=fall)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
         self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
-        self.by_class = None  # the data's index, once it is needed
+        self.by_class = data.by_class(dataset.labels if arch.classes else 0 * dataset.labels) if arch.pack > 1 else None
         self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
         self.step_d, self.step_g = self._step_d, self._step_g
         if gpu and graph:
             self.step_d = cuda.Graph(self._step_d)
             self.step_g = cuda.Graph(self._step_g, like=self.step_d)
         self.processes, self.team = team.size(processes, config, gpu), None
-        self.invited = processes is None and launched()[1] > 1  # MPI's other ranks
-        if self.invited and launched()[0] == 0:
-            team.invite(self)
+        self.invited = processes is None and team.invite(self)  # MPI's other ranks, if there are any
 
     def advance(self, count=1):
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
@@ -159,12 +156,8 @@ class Training:
         c, k = self.config, self.config.architecture.pack
         n = c.batch_size // k
         indices = data.batch_indices(t * n, n, len(self.dataset), c.seed)
-        if k == 1:
-            return indices
-        if self.by_class is None:
-            labels = self.dataset.labels if c.architecture.classes else np.zeros(len(self.dataset), np.int64)
-            self.by_class = data.by_class(labels)
-        return np.concatenate([indices, *data.companions(indices, k - 1, self.by_class, c.seed, t)])
+        more = data.companions(indices, k - 1, self.by_class, c.seed, t) if k > 1 else []
+        return np.concatenate([indices, *more])
 
     # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
 
@@ -191,19 +184,10 @@ class Training:
         c = self.config
         return processes.share(rng.uniform((c.batch_size, 4 + c.flip), c.seed, stream, t)) if c.augment else None
 
-    def owned(self):
-        """The flat arrays of which each process updates its part, and which nobody else reads in a step."""
-        return [x for adam in (self.adam_d, self.adam_g) for x in (adam.m, adam.v, adam.g)] + [self.ema.average]
-
     def complete(self):
-        """Have all of `owned` here. MPI's other ranks keep what they updated until somebody wants to read it."""
-        if self.invited and self.team:
+        """Have all arrays here. MPI's other ranks keep what they alone update until somebody wants to read it."""
+        if self.team:
             self.team.complete()
-
-    def small(self):
-        """The arrays that are neither shared nor owned in parts: each process has its own, all alike."""
-        counts = [self.adam_g.t, self.adam_d.t, self.ema.t, self.adam_g.steps, self.adam_d.steps]
-        return [buffer for net in (self.G, self.D) for buffer in net.buffers().values()] + counts
 
     def end_at(self, steps):
         """Let the run end after so many steps: a rate that falls to 0 does so then."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from test_mpi import CONFIG, ENVIRONMENT, MPIEXEC, SCRIPT, digest, pytestmark  # noqa: F401
 
-from minisagan import parity
+from minisagan import parity, team
 from minisagan.train import Training
 
 ADDRESSES = "10.77.0.1", "10.77.0.2"
@@ -91,7 +91,8 @@ def test_two_hosts_have_the_bits_of_one_process_and_the_cable_carries_what_is_co
     counted, meetings = map(int, numbers.split())
     print(f"{meetings // 20} meetings a step, {counted // 20:,} bytes to each host; {over_cable:,} over the cable")
     assert bits == digest(training)
-    expected = counted * 21 // 20 + sum(x.nbytes for x in training.owned()) // 2  # `owned`, when they are read at last
+    owned = sum(x.nbytes for x in team.owned(training))
+    expected = counted * 21 // 20 + owned // 2  # `owned`, when they are read at last
     of_weights = 6 * (len(training.adam_g.weights) + len(training.adam_d.weights))  # gradients once, weights by halves
-    assert of_weights < counted // 20 < of_weights + sum(x.nbytes for x in training.owned()) // 4  # these stay at home
+    assert of_weights < counted // 20 < of_weights + owned // 4  # these stay at home
     assert expected < over_cable < 1.25 * expected + 300_000

@@ -16,7 +16,7 @@ from minisagan.train import Training
 @click.option("--width", type=click.IntRange(8), default=16, help="Channels at full resolution.")
 @click.option("--size", type=int, default=32, help="Side of the images in pixels: 32, 64, 128, 256.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images in a batch.")
-@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute.")
+@hardware.threads_option
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
 @hardware.gpu_options
 def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32):
@@ -29,8 +29,8 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     """
     where = hardware.choose(where, tf32)
     cpu.set_threads(threads)
-    small = {"channels": 1, "pack": 2} if size == 32 and batch_size % 2 == 0 else {"channels": 1 if size == 32 else 3}
-    arch = Architecture(size=size, width=width, attention=size // 2, **small)
+    pack = 2 if size == 32 and batch_size % 2 == 0 else 1
+    arch = Architecture(size=size, width=width, attention=size // 2, channels=1 if size == 32 else 3, pack=pack)
     config = Config(batch_size=batch_size, architecture=arch)
     with hardware.memory(batch_size):
         training = Training(config, parity.noise(config, batch_size), gpu=where != "cpu", graph=graph, processes=None)

@@ -32,8 +32,8 @@ def command():
     click.echo(f"cores            {os.cpu_count()}, used by threads: {cpu.threads()}")
     obstacle = hardware.use()
     click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {obstacle or f'used as {cuda.describe()}'}")
-    there = "none: no home folder; $MINISAGAN_DATA names another" if where is None else where
     click.echo(f"MPI              {_ranks()}")
+    there = "none: no home folder; $MINISAGAN_DATA names another" if where is None else where
     click.echo(f"data folder      {there}{' (not there yet)' if where and not where.is_dir() else ''}")
     for name in data.NAMES:
         click.echo(f"  {name:14} {_found(name, where)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from minisagan import cpu
+from minisagan.commands import hardware
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
@@ -20,7 +21,7 @@ ROW = "{:28}{:>12}{:>12}"
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
 @click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the data set lies.")
-@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute.")
+@hardware.threads_option
 @click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object instead.")
 def command(run, count, seed, dataset, data_dir, threads, as_json):
     """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.

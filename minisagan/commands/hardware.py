@@ -9,6 +9,11 @@ from minisagan import cuda
 from minisagan.errors import Fault, UsageError
 
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute."
+)
+
+
 def device_option(default="auto"):
     """--device, to be given to `choose`."""
     return click.option("--device", "where", metavar="auto|cpu|cuda[:N]", default=default, help="What computes.")

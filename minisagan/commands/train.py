@@ -92,7 +92,7 @@ def setting(flag, **kwargs):
               help="Begin with the weights of this run, as far as they fit. Its networks' options are the defaults.")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
 @click.option("--config", "replay", metavar="FILE", help="A run's config.json: its values are the defaults.")
-@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute.")
+@hardware.threads_option
 @click.option("--watch", is_flag=True, show_default=False, help="Show the run in the browser, as minisagan watch does.")
 @hardware.gpu_options
 def command(

@@ -8,7 +8,7 @@
     y = sum a     da = g, repeated;  reshape and transpose put g back as a was
 
 An operand that was broadcast gets its cotangent summed over the axes it was repeated along. A sum that includes the
-first axis is taken for one over the batch (batch.py), so its bits are the same for any number of processes.
+first axis is taken for one over the batch, and made as batch.py says.
 """
 
 import numpy as np
@@ -125,12 +125,12 @@ def mean(x, axis=None, keepdims=False):
 
 
 def _pair(a, b):
-    """Both as tensors; a constant takes the other's dtype, so that no float64 leaks into float32, and its device."""
+    """Both as tensors; a constant takes the other's dtype, so that no float64 leaks into float32."""
     return (a, _constant(b, a.data)) if isinstance(a, Tensor) else (_constant(a, b.data), b)
 
 
 def _constant(value, like):
-    """A tensor of `value`, unless it is one. A number stays one, also beside a GPU's array: nothing is copied there."""
+    """A tensor of `value`, unless it is one; a number stays one, and an array comes to lie where `like` does."""
     if isinstance(value, Tensor):
         return value
     if np.isscalar(value):

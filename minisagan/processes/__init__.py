@@ -44,6 +44,9 @@ class Alone:
     def publish(self, arrays):
         pass
 
+    def complete(self):
+        pass
+
 
 def parts():
     """Of how many sums a sum over the batch is made just now; at most so many processes share a batch."""
@@ -76,18 +79,19 @@ def total(xs):
         return xs
     numbers = np.concatenate([x.ravel() for x in xs])  # (all their numbers,)
     if _group.carries and world() > 2:  # each adds its part, and need not be sent all numbers of all
-        sums = _group.collect(_halved(_group.scatter(numbers)), len(numbers))
+        sums = _group.collect(halved(_group.scatter(numbers)), len(numbers))
     else:
-        sums = _halved(gather(numbers))
+        sums = halved(gather(numbers))
     ends = np.cumsum([x.size for x in xs])
     return [part.reshape(x.shape) for part, x in zip(np.split(sums, ends[:-1]), xs, strict=True)]
 
 
-def _halved(x):
-    """The sum over the first axis of x (world, ...), in halves."""
-    while len(x) > 1:
-        x = x[: len(x) // 2] + x[len(x) // 2 :]
-    return x[0]
+def halved(terms):
+    """The sum of n = 1, 2, 4, ... arrays, a list or the rows of one, in halves: k to k + n/2, then k to k + n/4, ..."""
+    while len(terms) > 1:
+        half = len(terms) // 2
+        terms = [a + b for a, b in zip(terms[:half], terms[half:], strict=True)]
+    return terms[0]
 
 
 def part(size):
@@ -115,7 +119,7 @@ def checked(count, batch_size, parts):
 
 @contextmanager
 def member(group):
-    """Inside, this process is one of `group`, which has parts, rank, world, exchange and publish."""
+    """Inside, this process is one of `group`, which has parts, rank, world, exchange, publish and complete."""
     global _group
     before, _group = _group, group
     try:

@@ -46,6 +46,8 @@ class Forks:
     each. A process that dies, however it dies, is noticed by all others (Fault), and none outlives the first.
     """
 
+    carries = False  # arrays: those who share memory need none carried
+
     def __init__(self, world, nbytes, work, state=(), parts=processes.PARTS):
         self.world, self.parts, self.turn, self.owner = world, parts, 0, os.getpid()
         self.slots = cpu.shared(2 * world * nbytes, np.uint8).reshape(2, world, nbytes)
@@ -114,7 +116,8 @@ class Forks:
         self.meet()
         return slots
 
-    carries = False  # arrays: those who share memory need none carried
+    def complete(self):
+        """There is nothing to fetch: the arrays lie in memory that all share."""
 
     def publish(self, arrays):
         """The arrays lie in memory that all share: what is wanted is that nobody reads too early."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minisagan import cuda, data, rng, variety
+from minisagan import cuda, data, variety
 from minisagan.errors import Diverged, Fault, UsageError
 from minisagan.judge.evaluation import Judge
 from minisagan.look import pictures, plot
@@ -20,7 +20,7 @@ from minisagan.measures import measure
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.run.lockfile import locked
-from minisagan.sampling import generate
+from minisagan.sampling import generate, latents
 from minisagan.train import Training
 
 LOG_EVERY = 10
@@ -220,10 +220,9 @@ class Run:
     def evaluate(self):
         """Metric -> number, of EVALUATED images; always of the same latents and classes."""
         training = self.training
-        arch, seed = training.config.architecture, training.config.seed
-        z = rng.normal((EVALUATED, arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
-        labels = np.arange(EVALUATED) % arch.classes if arch.classes else None
-        images = data.to_uint8(generate(training.sampler(), z, labels), training.dataset.image_size)
+        classes = training.config.architecture.classes
+        labels = np.arange(EVALUATED) % classes if classes else None
+        images = self._images(EVALUATED, labels)
         found = self.judge.measure(images, labels)
         found.pop("worst_class", None)  # a name among numbers
         return found
@@ -231,14 +230,20 @@ class Run:
     def sample(self):
         """Write the picture of this step: a row for each class, always of the same latents. Returns its variety."""
         training = self.training
-        arch, seed = training.config.architecture, training.config.seed
-        rows = min(arch.classes, 10) or 8
-        z = rng.normal((rows * 10, arch.latent), seed, rng.Stream.SAMPLE_Z, 0)
-        labels = np.repeat(np.arange(rows), 10) if arch.classes else None
-        images = data.to_uint8(generate(training.sampler(), z, labels), training.dataset.image_size)
-        names = pictures.legible(dict(enumerate(training.dataset.classes[:rows]))) if arch.classes else None
+        classes = training.config.architecture.classes
+        rows = min(classes, 10) or 8
+        labels = np.repeat(np.arange(rows), 10) if classes else None
+        images = self._images(rows * 10, labels)
+        names = pictures.legible(dict(enumerate(training.dataset.classes[:rows]))) if classes else None
         pictures.write_png(self.picture(), pictures.grid(images, 10, names=names and names.values()))
-        return self.reference.measure(images.reshape(rows if arch.classes else 1, -1, *images.shape[1:]))
+        return self.reference.measure(images.reshape(rows if classes else 1, -1, *images.shape[1:]))
+
+    def _images(self, count, labels):
+        """The first `count` samples of the run's seed: uint8 (count, size, size, C)."""
+        training = self.training
+        generator = training.sampler()
+        z = latents(generator, count, training.config.seed)
+        return data.to_uint8(generate(generator, z, labels), training.dataset.image_size)
 
     @functools.cached_property
     def reference(self):
