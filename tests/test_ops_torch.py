@@ -46,9 +46,24 @@ def spectral_norm(u, move, axis):
     return op
 
 
+def augment(x):
+    """Each image mirrored, shifted and cut out as DRAWS say, in words of PyTorch's: flip, roll and a mask."""
+    images = []
+    for image, (down, right, row, column, mirrored) in zip(x, DRAWS, strict=True):
+        a, b = int(3 * down) - 1, int(3 * right) - 1  # of 8 pixels an eighth is 1
+        keep = torch.ones(8, 8, 1, dtype=x.dtype)
+        keep[: max(a, 0)] = keep[8 + min(a, 0) :] = keep[:, : max(b, 0)] = keep[:, 8 + min(b, 0) :] = 0
+        row, column = int(8 * row), int(8 * column)
+        keep[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = 0
+        image = image.flip(1) if mirrored < 0.5 else image
+        images.append(image.roll((a, b), (0, 1)) * keep)
+    return torch.stack(images)
+
+
 upsample = images_first(lambda x: F.interpolate(x, scale_factor=2, mode="nearest"))
 avg_pool = images_first(lambda x: F.avg_pool2d(x, 2))
 LABELS = np.array([3, 0, 3, 2, 3])
+DRAWS = np.array([[0.1, 0.9, 0.3, 0.7, 0.2], [0.5, 0.4, 0, 0.99, 0.8], [0.8, 0.2, 0.9, 0.1, 0.4]])
 MEAN, VAR, U = np.linspace(-1, 1, 5), np.linspace(0.5, 2, 5), np.array([0.5, -0.5, 0.5, 0.5])
 
 
@@ -100,6 +115,7 @@ TWINS = {
         lambda w: ops.spectral_norm(w, U.copy(), True, 0), spectral_norm(U, True, 0), (4, 7)
     ),
     "embedding": (lambda t: ops.embedding(t, LABELS), lambda t: F.embedding(torch.tensor(LABELS), t), (5, 4)),
+    "augment": (lambda x: ops.augment(x, DRAWS), augment, (3, 8, 8, 2)),
     "cross_entropy": (
         lambda x: ops.cross_entropy(x, LABELS), lambda x: F.cross_entropy(x, torch.tensor(LABELS)), (5, 4)
     ),
