@@ -1,9 +1,10 @@
-"""Where a training step's time goes, op by op, and how far it is from this machine's own matrix products.
+"""Where a training step's time goes, op by op and by kind, and how far it is from this machine's own matrix products.
 
 An op's forward pass ends with the birth of its Tensor, so the time since the birth before it is its own; its backward
 pass is its vjp. The ops know nothing of this: `watched` puts a clock into Tensor while it lasts.
 """
 
+import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minisagan import cpu, cuda
+from minisagan import cpu, cuda, primitives
 from minisagan.autograd import Tensor
+from minisagan.ops import conv_numpy
 
 AHEAD = 10  # steps that follow one another on a GPU before Python waits for them, as in training
 
@@ -48,14 +50,30 @@ def exchanged(team):
 
         return call
 
-    names = [name for name in received if hasattr(team, name)]
-    for name in names:
-        setattr(team, name, counted(getattr(team, name), received[name]))
-    try:
+    meetings = {(team, name): counted(getattr(team, name), received[name]) for name in meetings_of(team)}
+    with _replaced(meetings):
         yield found
+
+
+def meetings_of(team):
+    """The names of the methods in which a team's processes wait for one another."""
+    return [name for name in ("exchange", "publish", "scatter", "collect") if hasattr(team, name)]
+
+
+@contextmanager
+def _replaced(attributes):
+    """While it lasts, the attribute `name` of `owner` is another, for {(owner, name): that other}."""
+    own = {at: vars(at[0])[at[1]] for at in attributes if at[1] in vars(at[0])}  # not its class's
+    for (owner, name), other in attributes.items():
+        setattr(owner, name, other)
+    try:
+        yield
     finally:
-        for name in names:
-            delattr(team, name)
+        for owner, name in attributes:
+            if (owner, name) in own:
+                setattr(owner, name, own[owner, name])
+            else:
+                delattr(owner, name)
 
 
 @dataclass
@@ -96,11 +114,67 @@ def watched():
         row.forward += now - last
         last = now
 
-    Tensor.__init__ = timed_init
-    try:
+    with _replaced({(Tensor, "__init__"): timed_init}):
         yield spent
-    finally:
-        Tensor.__init__ = plain
+
+
+@contextmanager
+def kinds(team):
+    """Yields {kind: seconds} of this thread, filled while it lasts. Each moment counts once, by what it is within.
+
+    "products": np.matmul. "copies": what a convolution's products take, laid out for them. "passes": all else within
+    primitives, arithmetic and vjps, which is elementwise work, sums, and the Python around them. "waiting": for
+    processes, in their meetings with `team`, or for threads. "rest": between the ops, as layers, the tape's walk,
+    noise and data.
+    """
+    seconds = dict.fromkeys(("products", "copies", "passes", "waiting", "rest"), 0.0)
+    within, here, last = ["rest"], threading.get_ident(), time.perf_counter()
+
+    def lap():
+        nonlocal last
+        now = time.perf_counter()
+        seconds[within[-1]] += now - last
+        last = now
+
+    def clocked(kind, f):
+        def call(*args, **options):
+            if threading.get_ident() != here:
+                return f(*args, **options)
+            lap()
+            within.append(kind)
+            try:
+                return f(*args, **options)
+            finally:
+                lap()
+                within.pop()
+
+        return call
+
+    init, loop, beside = Tensor.__init__, cpu.Team.run, primitives.beside
+
+    def clocked_init(self, data, parents=(), vjp=None, op=""):
+        init(self, data, parents, vjp and clocked("passes", vjp), op)
+
+    def clocked_loop(team, work, helpers):  # of several threads: this one works, too, and then waits for the others
+        clocked("waiting", loop)(team, clocked("passes", work), helpers)
+
+    clocks = {
+        (np, "matmul"): clocked("products", np.matmul),
+        (np, "ascontiguousarray"): clocked("copies", np.ascontiguousarray),
+        (conv_numpy, "expand"): clocked("copies", conv_numpy.expand),
+        (primitives, "beside"): lambda plain, where: clocked("passes", beside(plain, where)),
+        (Tensor, "__init__"): clocked_init,
+        (cpu.Team, "run"): clocked_loop,
+    }
+    operators = "__add__", "__radd__", "__mul__", "__rmul__"
+    clocks |= {(Tensor, name): clocked("passes", getattr(Tensor, name)) for name in operators}
+    clocks |= {(team, name): clocked("waiting", getattr(team, name)) for name in meetings_of(team)}
+    with _replaced(clocks):
+        last = time.perf_counter()
+        try:
+            yield seconds
+        finally:
+            lap()
 
 
 @contextmanager
@@ -113,11 +187,8 @@ def counted_products():
         found.append(2 * y.size * a.shape[-1])
         return y
 
-    np.matmul = matmul
-    try:
+    with _replaced({(np, "matmul"): matmul}):
         yield found
-    finally:
-        np.matmul = plain
 
 
 def times(training, count):

@@ -25,7 +25,7 @@ _team = None
 _local = threading.local()
 
 
-class _Team:
+class Team:
     """Threads that wait to help with a loop.
 
     A hand-over is two locks: 50 us on the 2-core virtual machine where this was measured, most of it the waking of a
@@ -85,7 +85,7 @@ def set_threads(count=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if _team:
         _team.dismiss()
-    _team = _Team((count or cores) - 1)
+    _team = Team((count or cores) - 1)
     _keep_freed_memory()
     threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
     sys.setswitchinterval(1e-3)  # not 5 ms: a thread that waits for Python's lock gets it sooner, 2 % of a step

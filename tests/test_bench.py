@@ -2,15 +2,17 @@
 
 import json
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
 
-from minisagan import bench, cpu, data
+from minisagan import bench, cpu, data, optim_numpy, rng
 from minisagan.autograd import Tensor, grad
 from minisagan.commands import cli
 from minisagan.config import Config
-from minisagan.ops import relu
+from minisagan.ops import arithmetic, conv_numpy, relu
+from minisagan.processes import Alone
 from minisagan.train import Training
 
 
@@ -25,11 +27,11 @@ def training():
 
 
 def test_a_step_multiplies_no_more_than_the_fused_networks_need(training):
-    """14.1 GFLOP at batch 64. Up-sampling before convolving, pooling after it, and D's weight gradients in the G step
+    """14.4 GFLOP at batch 64. Up-sampling before convolving, pooling after it, and D's weight gradients in the G step
     would make it 23; each of the three alone adds more than the 2 % allowed here."""
     with bench.counted_products() as products:
         training.advance()
-    assert sum(products) / 16 == pytest.approx(14.1e9 / 64, rel=0.02)
+    assert sum(products) / 16 == pytest.approx(14.4e9 / 64, rel=0.02)
 
 
 def test_a_step_makes_no_more_nodes_than_it_did(training, monkeypatch):
@@ -65,6 +67,85 @@ def test_the_clock_gives_an_op_its_own_time():
     assert list(spent) == ["relu"] and spent["relu"].forward_calls == 1 and dx.tolist() == [1, 1, 1]
 
 
+@pytest.fixture
+def slowed(monkeypatch):
+    """slowed(owner, name, seconds) lets each call of that function take so long, by a clock that nothing else moves.
+
+    Returns the list of its calls.
+    """
+    now = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+
+    def slow(owner, name, seconds):
+        calls, plain = [], getattr(owner, name)
+
+        def call(*args, **options):
+            calls.append(name)
+            now[0] += seconds
+            return plain(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+        return calls
+
+    yield slow
+    monkeypatch.undo()  # before others' clocks are read
+
+
+@pytest.fixture
+def one_thread():
+    before = cpu.threads()
+    cpu.set_threads(1)
+    yield
+    cpu.set_threads(before)
+
+
+def test_each_moment_of_a_step_counts_once_by_its_kind(training, slowed, one_thread):
+    products, taps = slowed(np, "matmul", 1.0), slowed(conv_numpy, "expand", 10.0)
+    gates, exps, updates = slowed(np, "maximum", 0.5), slowed(np, "exp", 0.25), slowed(optim_numpy, "falling", 0.125)
+    noise = slowed(rng, "normal", 100.0)
+    meetings = slowed(training.team, "exchange", 1000.0)
+    with bench.kinds(training.team) as seconds:
+        training.advance()
+        training.team.exchange(np.zeros(1))  # a process by itself has no other meetings
+    assert seconds == {
+        "products": len(products),
+        "copies": 10 * len(taps),
+        "passes": len(gates) / 2 + len(exps) / 4 + len(updates) / 8,
+        "waiting": 1000 * len(meetings),
+        "rest": 100 * len(noise),
+    }
+    assert all(seconds.values())
+    assert Tensor.__init__.__qualname__ == "Tensor.__init__" and Tensor.__add__ is arithmetic.add  # no clock is left
+
+
+def test_arithmetic_and_ways_back_are_passes_too(slowed, one_thread):
+    class Numbers(np.ndarray):
+        def __array_ufunc__(self, ufunc, method, *inputs, **options):
+            clock.tick()
+            return getattr(ufunc, method)(*(np.asarray(x) for x in inputs), **options).view(Numbers)
+
+    clock = types.SimpleNamespace(tick=lambda: None)
+    ticks = slowed(clock, "tick", 1.0)
+    a = Tensor(np.ones(3).view(Numbers))
+    with bench.kinds(Alone(1)) as seconds:
+        (da,) = grad(2 + 3 * a, [a], np.ones(3).view(Numbers))
+    assert da.tolist() == [3, 3, 3] and seconds["passes"] == len(ticks) == sum(seconds.values()) == 3
+
+
+def test_a_loops_last_thread_is_waited_for(slowed, monkeypatch):
+    before = cpu.threads()
+    cpu.set_threads(2)
+    try:
+        monkeypatch.setattr(cpu.Team, "run", lambda team, work, helpers: work())
+        loops, products = slowed(cpu.Team, "run", 5.0), slowed(np, "matmul", 1.0)
+        with bench.kinds(Alone(8)) as seconds:
+            conv_numpy.pointwise(np.ones((8, 64, 64, 8), np.float32), np.ones((8, 8), np.float32))
+    finally:
+        cpu.set_threads(before)
+    assert seconds["waiting"] == 5 * len(loops) == 5 and seconds["products"] == len(products) >= 4
+    assert cpu.Team.run.__name__ == "call" and seconds["passes"] == 0
+
+
 def test_the_machines_own_rate_is_a_rate():
     assert 0.1 < bench.gemm_rate(0.05) < 1e5
 
@@ -79,4 +160,5 @@ def test_the_command_prints_its_facts_as_json(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert done.value.code == 0 and facts["threads"] == 1 and facts["step_ms"] > 0
     assert facts["images_per_second"] == pytest.approx(2e3 / facts["step_ms"])
+    assert set(facts["kinds_ms"]) == {"products", "copies", "passes", "waiting", "rest"}
     assert facts["gflops"] == pytest.approx(facts["gflop_per_step"] / facts["step_ms"] * 1e3)

@@ -23,9 +23,11 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     """Time whole training steps (one of D, one of G) on noise for images, and each op in them.
 
     With the defaults the networks are those of --dataset mnist. GFLOP/s count the matrix products alone, over the whole
-    step's time; the machine's own rate is that of small products in cache, on as many threads. Of a GPU's steps, the
-    ops' shares can't be told: they are timed as they run in training, ten after one another. Where processes share the
-    batch, the table is the first one's, and what they exchange is shown; mpiexec -n 2 minisagan bench shows it of MPI.
+    step's time; the machine's own rate is that of small products in cache, on as many threads. Copies lay out what a
+    convolution's products take; passes are the rest of the ops: elementwise work, sums, and the Python around them; the
+    rest lies between the ops: layers, noise, data. Of a GPU's steps, shares can't be told: they are timed as they run
+    in training, ten after one another. Where processes share the batch, times are the first one's, and what they
+    exchange is shown; mpiexec -n 2 minisagan bench shows it of MPI.
     """
     where = hardware.choose(where, tf32)
     cpu.set_threads(threads)
@@ -68,6 +70,8 @@ def _shares(training, steps, step):
     flop = sum(products) * training.processes  # each multiplies as much
     with bench.watched() as spent:
         watched = sum(bench.times(training, steps))
+    with bench.kinds(training.team) as kinds:
+        bench.times(training, steps)
     shared = {}
     if training.processes > 1:
         with bench.exchanged(training.team) as of_all:
@@ -81,6 +85,7 @@ def _shares(training, steps, step):
         "gflop_per_step": flop / 1e9,
         "gflops": flop / 1e9 / step,
         "machine_gflops": bench.gemm_rate(),
+        "kinds_ms": {kind: 1e3 * seconds / steps for kind, seconds in kinds.items()},
         "watched_ms": 1e3 * watched / steps,
         "ops": {
             name: {
@@ -100,6 +105,9 @@ def _show(facts):
         f"{facts['gflop_per_step']:.2f} GFLOP a step in matrix products, {facts['gflops']:.0f} GFLOP/s: "
         f"{facts['gflops'] / rate:.0%} of this machine's {rate:.0f} GFLOP/s\n"
     )
+    kinds = facts["kinds_ms"]
+    shares = [f"{name} {ms:.1f} ms ({ms / sum(kinds.values()):.0%})" for name, ms in kinds.items()]
+    click.echo(f"{', '.join(shares)}\n")
     if "exchange_ms" in facts:
         click.echo(
             f"{facts['meetings_per_step']:.0f} meetings of {facts['processes']} processes a step, each gets "

@@ -34,7 +34,7 @@ def attend_backward(g, q, k, v, o, beta):
     def body(c):
         n = cuts[c]
         np.matmul(weights[n], g[n], out=dv[n])  # (n, I, e)
-        ds = v[n] @ g[n].swapaxes(1, 2)  # (n, I, J)
+        ds = np.matmul(v[n], g[n].swapaxes(1, 2))  # (n, I, J)
         ds -= (o[n] * g[n]).sum(2)[:, None]
         ds *= weights[n]
         np.matmul(ds.swapaxes(1, 2), k[n], out=dq[n])  # (n, J, d)

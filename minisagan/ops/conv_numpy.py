@@ -73,7 +73,7 @@ def outer(x, g, kernel, stride, top, left):
         n = len(images)
         patches = cpu.scratch(x.dtype, n * size).reshape(stride, rows, n, Wo, kw, C)
         for remainder, A in enumerate(patches):
-            _expand(images, A.swapaxes(0, 1), stride, top - remainder, stride, left)
+            expand(images, A.swapaxes(0, 1), stride, top - remainder, stride, left)
         together = _rows_together(Ho, n * Wo * kw * C * O)
         gs = np.ascontiguousarray(gs.swapaxes(0, 1)).reshape(Ho // together, -1, O)  # (Ho, n, Wo, O) -> (., ., O)
         for i in range(kh):
@@ -143,7 +143,7 @@ def _products(x, stride, y, sets, bias):
         images = x[cuts[i]]
         for top, left, shape, products in jobs:
             A = cpu.scratch(x.dtype, len(images) * math.prod(shape)).reshape(-1, *shape)  # (n, W', R, kw, C)
-            _expand(images, A.swapaxes(1, 2), 1, top, stride, left)
+            expand(images, A.swapaxes(1, 2), 1, top, stride, left)
             image, column, row, _, channel = A.strides
             for down, right, w, part in products:
                 windows = as_strided(
@@ -159,7 +159,7 @@ def _products(x, stride, y, sets, bias):
     cpu.parallel(body, len(cuts))
 
 
-def _expand(x, A, down, top, across, left):
+def expand(x, A, down, top, across, left):
     """Fill A[n, r, w, j] = x[n, down r - top, across w - left + j], (n, R, W', kw, C): 0 outside of x's borders."""
     (_, H, W, C), (n, R, columns, kw, _) = x.shape, A.shape
     first = min(R, max(0, -(-top // down)))
