@@ -182,6 +182,26 @@ def test_attend_is_softmax_between_two_products_forward_and_backward():
         close(found, expected)
 
 
+@pytest.mark.parametrize("sizes", [(1, 30, 1), (30, 30, 30), (5.6, 300, 1)])
+def test_attend_takes_logits_of_any_size_in_float32(sizes):
+    """exp(88) is the last that float32 has, so the largest logit of a query is subtracted from all of its."""
+    query, key, values, g = draw((3, 6, 3), (3, 5, 3), (3, 5, 4), (3, 6, 4))
+    key[2], query[2, 1] = np.abs(key[2]), -np.abs(query[2, 1])  # logits all far below 0
+    query *= np.reshape(sizes, (3, 1, 1))
+
+    def passes(op, dtype):
+        leaves = [Tensor(a.astype(dtype)) for a in (query, key, values)]
+        y = op(*leaves)
+        return y.data, *grad(y, leaves, g.astype(dtype))
+
+    def composed(query, key, value):
+        return ops.softmax(query @ key.transpose(0, 2, 1)) @ value
+
+    for found, expected in zip(passes(ops.attend, np.float32), passes(composed, np.float64), strict=True):
+        for image, of_it, size in zip(found, expected, sizes, strict=True):
+            assert np.abs(image - of_it).max() <= 1e-4 * np.abs(of_it).max() + 1e-6 * size
+
+
 def test_attention_weights_are_a_distribution_and_the_order_of_keys_means_nothing():
     query, key, values = draw((2, 6, 3), (2, 5, 3), (2, 5, 4))
     order = [3, 0, 4, 1, 2]
