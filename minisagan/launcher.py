@@ -1,5 +1,6 @@
 """Whether a launcher, mpiexec or srun, started this process, and as which of how many: by its environment alone."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -45,5 +46,7 @@ def guard():
     if code < 0:
         why = ": is its memory full?" if code == -signal.SIGKILL else ""
         os.write(2, f"Error: {named()} was killed by {signal.Signals(-code).name}{why}\n".encode())
-        code = 128 - code
+        with contextlib.suppress(OSError):
+            signal.signal(-code, signal.SIG_DFL)  # not of SIGKILL
+        os.kill(os.getpid(), -code)  # launchers end all ranks if one ends by a signal
     os._exit(code)
