@@ -1,7 +1,7 @@
 """What decides a run: the networks' architecture, the training's configuration, and the recipe for a data set."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from minisagan import data, processes
 from minisagan.data import SIZES
@@ -80,6 +80,8 @@ class Architecture:
 class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
+    `accumulate`: in how many micro-batches a step sees its batch, one after another, for the memory of one of them; its
+    gradient is the mean of theirs, batch norm's statistics are of each alone, and spectral norm's u moves with each.
     `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
@@ -91,6 +93,7 @@ class Config:
     dataset: str = "drawn-digits"
     steps: int = 1500  # paper: 1,000,000
     batch_size: int = 64  # paper: 256
+    accumulate: int = 1  # paper: 1
     parts: int = processes.PARTS
     seed: int = 0
     d_steps: int = 1  # paper: 1
@@ -111,6 +114,7 @@ class Config:
         for name, low, high in (
             ("steps", 0, 10**12),
             ("batch_size", 1, 10**12),
+            ("accumulate", 1, 10**12),
             ("d_steps", 1, 10**12),
             ("lr_g", 0, math.inf),
             ("lr_d", 0, math.inf),
@@ -126,12 +130,19 @@ class Config:
 
         if self.parts < 1 or self.parts & (self.parts - 1):
             raise UsageError(f"parts must be a power of 2, not {self.parts}")
-        if self.batch_size % self.architecture.pack:
+        pack, K = self.architecture.pack, self.accumulate
+        if self.batch_size % (pack * K):
+            pieces = f" in {K} micro-batches" if K > 1 else ""
             raise UsageError(
-                f"a batch of {self.batch_size} images can't be seen {self.architecture.pack} at a time: "
-                f"choose --batch-size {-(-self.batch_size // self.architecture.pack) * self.architecture.pack}"
+                f"a batch of {self.batch_size} images can't be seen {pack} at a time{pieces}: "
+                f"choose --batch-size {-(-self.batch_size // (pack * K)) * pack * K}"
             )
         self.reading()
+
+    @property
+    def micro(self):
+        """The Config of a micro-batch, as if it were a batch."""
+        return replace(self, batch_size=self.batch_size // self.accumulate, accumulate=1)
 
     def reading(self, **more):
         """How the folder of images is read, if the data set is one: the data.Reading; `more`: others of its fields."""

@@ -32,23 +32,34 @@ class Adam:
     """Adam over `parameters` (name -> Tensor), which it flattens.
 
     `weights`, `m`, `v` and `g`, the last gradients, are arrays of one length. With `fall` above 0 the rate falls
-    linearly to 0 in that share of the `steps`, at their end.
+    linearly to 0 in that share of the `steps`, at their end. An update is by the sum of `accumulate` gradients.
     """
 
-    def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8, steps=0, fall=0.0):
+    def __init__(self, parameters, lr, beta1=0.0, beta2=0.9, eps=1e-8, steps=0, fall=0.0, accumulate=1):
         self.parameters = list(parameters.values())
         self.weights = flatten(parameters)
         self.m, self.v, self.g = (zeros(self.weights, len(self.weights)) for _ in range(3))
         self.t = np.zeros((), np.int64, like=self.weights)  # an array, which a checkpoint or a kernel can change
         self.steps = np.asarray(steps, np.int64, like=self.weights)  # an array as well: the end may be set on the way
         self.lr, self.beta1, self.beta2, self.eps, self.fall = lr, beta1, beta2, eps, fall
+        self.accumulate, self.taken, self.sum = accumulate, 0, None  # so many were taken, with this sum
 
     def step(self, gradients, part=ALL):
-        """One update by `gradients`, one for each parameter, of this part of the flat arrays."""
+        """One update by `gradients`, one for each parameter, of this part of the flat arrays; whether it was made.
+
+        It is in every `accumulate`-th call, with the sum of all gradients that were given since the last.
+        """
+        if self.taken:
+            gradients = [a + b for a, b in zip(self.sum, gradients, strict=True)]
+        self.taken = (self.taken + 1) % self.accumulate
+        self.sum = gradients if self.taken else None
+        if self.taken:
+            return False
         self.t += 1
         put(self.g, gradients, part)
         arrays = (x[part] for x in (self.weights, self.m, self.v, self.g))
         adam(*arrays, self.t, self.steps, self.fall, self.lr, self.beta1, self.beta2, self.eps)
+        return True
 
 
 class EMA:

@@ -37,7 +37,7 @@ def take_statistics(generator, config):
             for norm in norms:
                 norm.momentum = k / (k + 1)
             step = np.asarray(k, like=norms[0].mean)
-            generator(*noise(config, rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, step))
+            generator(*noise(config.micro, rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, step))
     generator.eval()
 
 

@@ -8,7 +8,7 @@ import weakref
 
 from minisagan import cpu, data
 from minisagan.errors import Fault, UsageError
-from minisagan.launcher import launched
+from minisagan.launcher import launched, named
 from minisagan.processes import Alone, checked, fork, mpi
 
 _training = None  # on a rank above 0: the training that it has a share in
@@ -17,14 +17,14 @@ _training = None  # on a rank above 0: the training that it has a share in
 def size(processes, config, gpu):
     """How many processes share each batch; None: all of MPI's, else as many as suit the cores and the batch."""
     pack = config.architecture.pack
-    images = config.batch_size // pack  # or packs of them: what each process has to have equally many of
+    images = config.micro.batch_size // pack  # or packs of them: what each process has to have equally many of
     if processes is None:
         rank, world = launched()
         if world > 1 and gpu:
             raise UsageError("MPI's processes share batches on CPUs only: start one process for a GPU, or --device cpu")
         if world > 1 and images < world * fork.FEWEST:
-            least = world * fork.FEWEST * pack
-            raise UsageError(f"{world} processes need {fork.FEWEST * pack} images each: --batch-size {least} or more")
+            least = world * fork.FEWEST * pack * config.accumulate
+            raise UsageError(f"{world} processes need {least // world} images each: --batch-size {least} or more")
         processes = world if world > 1 else 1 if gpu else fork.sensible(cpu.threads(), images, config.parts)
     return checked(processes, images, config.parts)
 
@@ -59,13 +59,21 @@ def assemble(training, invited):
         ranks = _ranks(training)
         ranks.carry(training.state().values())
         return ranks
-    config = training.config
+    config = training.config.micro
     # gradients are the most that they exchange, or batch norm's two numbers for each image and channel
     widest = config.architecture.generator_width(4) * config.batch_size * 8
     largest = max(training.adam_g.weights.nbytes, training.adam_d.weights.nbytes, widest)
     forks = fork.Forks(training.processes, largest, training.steps, small(training), config.parts)
     weakref.finalize(training, forks.close)
     return forks
+
+
+def where(bad):
+    """In words, on which ranks of MPI a loss was not finite first; bad (world, accumulate, losses): which are not."""
+    bad = bad.swapaxes(1, 2).reshape(len(bad), -1)  # in the order in which they are computed
+    at_fault = bad[:, bad.any(0).argmax()]  # soon all ranks have some
+    names = [name for name, bad in zip(mpi.spread(named), at_fault, strict=True) if bad]
+    return " on all ranks" if at_fault.all() else f", first on {' and '.join(names)}"
 
 
 def owned(training):

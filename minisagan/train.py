@@ -53,8 +53,8 @@ def generator_step(G, D, adam, ema, z, labels, draws=None):
     G.train()
     D.eval()
     loss = ops.hinge_generator(D(*packed(augmented(G(z, labels), draws), labels, D.arch.pack)))
-    descend(loss, G, adam)
-    ema.step(processes.part(len(ema.weights)))
+    if descend(loss, G, adam):
+        ema.step(processes.part(len(ema.weights)))
     return (loss.data,)
 
 
@@ -64,16 +64,19 @@ def augmented(x, draws):
 
 
 def descend(loss, network, adam):
-    """One step of Adam down the gradient of `loss`, a mean over the images that this process has.
+    """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
+    An Adam that accumulates makes one for so many losses, of micro-batches, down the mean of their gradients.
     The batch ends here. Down to the weights as the layers used them (W / sigma, biases, gains, gamma) the tape is about
     images, and gives this process's share of the batch's gradients. The shares are summed, once. From W / sigma to W
     the tape is about weights alone, and the same in every process.
     """
-    shares = grad(loss, network.used, np.ones_like(loss.data) / processes.world())
+    shares = grad(loss, network.used, np.ones_like(loss.data) / (processes.world() * adam.accumulate))
     gradients = grad(network.used, adam.parameters, processes.total(shares))
-    adam.step(gradients, processes.part(len(adam.weights)))
-    processes.publish(adam.weights)
+    moved = adam.step(gradients, processes.part(len(adam.weights)))
+    if moved:
+        processes.publish(adam.weights)
+    return moved
 
 
 class Training:
@@ -103,13 +106,14 @@ class Training:
         init = Init(config.seed, arch.init)
         self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
         self.average = Generator(arch, Init(config.seed, arch.init)).to(here)  # the same first weights
-        betas, fall = {"beta1": config.beta1, "beta2": config.beta2}, config.fall
-        self.adam_g = Adam(self.G.parameters(), config.lr_g, **betas, steps=config.steps, fall=fall)
-        self.adam_d = Adam(self.D.parameters(), config.lr_d, **betas, steps=config.steps * config.d_steps, fall=fall)
+        same = {name: getattr(config, name) for name in ("beta1", "beta2", "fall", "accumulate")}
+        self.adam_g = Adam(self.G.parameters(), config.lr_g, steps=config.steps, **same)
+        self.adam_d = Adam(self.D.parameters(), config.lr_d, steps=config.steps * config.d_steps, **same)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
-        self.indices = np.zeros(config.batch_size, np.int64, like=here)  # which images the next step of D sees
+        sizes = config.accumulate, config.micro.batch_size
+        self.indices = np.zeros(sizes, np.int64, like=here)  # which images the next step of D sees, in micro-batches
         self.by_class = data.by_class(dataset.labels if arch.classes else 0 * dataset.labels) if arch.pack > 1 else None
-        self.losses = np.zeros(len(LOSSES), np.float32, like=here)  # of the last steps
+        self.losses = np.zeros((config.accumulate, len(LOSSES)), np.float32, like=here)  # of the last steps
         self.step_d, self.step_g = self._step_d, self._step_g
         if gpu and graph:
             self.step_d = cuda.Graph(self._step_d)
@@ -121,39 +125,43 @@ class Training:
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
 
         They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Diverged,
-        naming the first tensor with a NaN or an infinity, when a loss of any of the steps is not finite.
+        naming the first tensor with a NaN or an infinity, and the rank of MPI, when a loss of any of the steps is not
+        finite.
         """
         if not self.team or self.team.ended:
             self.team = team.assemble(self, self.invited)
-        history = cuda.to_host(self.team.run(self.steps, count, self.step))
+        history = cuda.to_host(self.team.run(self.steps, count, self.step))  # (count, world, accumulate, len(LOSSES))
         self.step += count
-        bad = ~np.isfinite(history).all(1)
+        bad = ~np.isfinite(history)
         if bad.any():
+            k = bad.any((1, 2, 3)).argmax()
+            where = team.where(bad[k]) if self.invited else ""
             first = next((name for name, x in self.state().items() if not np.isfinite(x).all()), "the losses alone")
             raise Diverged(
-                f"step {self.step - count + 1 + bad.argmax()}: a loss is not finite; first tensor with a NaN or an "
+                f"step {self.step - count + 1 + k}: a loss is not finite{where}; first tensor with a NaN or an "
                 f"infinity: {first}. Lower --lr-g and --lr-d, or keep spectral norm in both networks"
             )
-        return dict(zip(LOSSES, history[-1].tolist(), strict=True))
+        last = processes.halved(history[-1]) / history.shape[1]  # (accumulate, len(LOSSES))
+        return dict(zip(LOSSES, last.mean(0).tolist(), strict=True))
 
     def steps(self, count, step):
-        """The losses and scores of `count` steps from this one on, (count, len(LOSSES)), of the whole batch."""
+        """Losses and scores of `count` steps from this one on, of each process: (count, world, *losses.shape)."""
         c = self.config
-        order = [self._seen(step * c.d_steps + i) for i in range(count * c.d_steps)]
-        order = np.asarray(np.reshape(order, (count, c.d_steps, c.batch_size)), like=self.indices)
-        history = np.empty((count, len(LOSSES)), np.float32, like=self.losses)
+        batches = c.d_steps * c.accumulate  # that D sees in a step
+        order = [self._seen(step * batches + i) for i in range(count * batches)]
+        order = np.asarray(np.reshape(order, (count, c.d_steps, *self.indices.shape)), like=self.indices)
+        history = np.empty((count, processes.world(), *self.losses.shape), np.float32, like=self.losses)
         for k in range(count):
             for i in range(c.d_steps):
                 self.indices[...] = order[k, i]
                 self.step_d()
             self.step_g()
-            history[k] = processes.total([self.losses])[0]
-        history /= processes.world()
+            history[k] = processes.gather(self.losses)
         return history
 
     def _seen(self, t):
-        """Which images D's step t sees, (N,): the next ones, each with the others that D sees at once with it."""
-        c, k = self.config, self.config.architecture.pack
+        """Which images D's micro-batch t sees, (n,): the next ones, each with those that D sees at once with it."""
+        c, k = self.config.micro, self.config.architecture.pack
         n = c.batch_size // k
         indices = data.batch_indices(t * n, n, len(self.dataset), c.seed)
         more = data.companions(indices, k - 1, self.by_class, c.seed, t) if k > 1 else []
@@ -162,26 +170,36 @@ class Training:
     # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
 
     def _step_d(self):
-        c, t = self.config, self.adam_d.t  # t counts D's steps: noise is drawn by it
-        share = processes.share
+        for k, t in enumerate(self._counted(self.adam_d.t)):
+            self.losses[k, 0], self.losses[k, 1], self.losses[k, 2] = self._micro_d(self.indices[k], t)
+
+    def _step_g(self):
+        for k, t in enumerate(self._counted(self.adam_g.t)):
+            (self.losses[k, 3],) = self._micro_g(t)
+
+    def _counted(self, t):
+        """The numbers of the micro-batches of step t, by which noise is drawn: as if each were a batch."""
+        K = self.config.accumulate
+        return [t * K + k for k in range(K)]
+
+    def _micro_d(self, indices, t):
+        c, share = self.config.micro, processes.share
         flip = c.flip and not c.augment
         flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if flip else None
-        images, labels = data.batch(self.source, share(self.indices), share(flips))
+        images, labels = data.batch(self.source, share(indices), share(flips))
         z, fake_labels = map(share, noise(c, rng.Stream.Z_D, rng.Stream.LABELS_D, t))
         labels = None if fake_labels is None else labels
         draws = [self._draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
-        found = discriminator_step(self.G, self.D, self.adam_d, images, labels, z, fake_labels, draws)
-        self.losses[0], self.losses[1], self.losses[2] = found
+        return discriminator_step(self.G, self.D, self.adam_d, images, labels, z, fake_labels, draws)
 
-    def _step_g(self):
-        t = self.adam_g.t
-        z, labels = map(processes.share, noise(self.config, rng.Stream.Z_G, rng.Stream.LABELS_G, t))
+    def _micro_g(self, t):
+        z, labels = map(processes.share, noise(self.config.micro, rng.Stream.Z_G, rng.Stream.LABELS_G, t))
         draws = self._draws(rng.Stream.AUGMENT_G, t)
-        (self.losses[3],) = generator_step(self.G, self.D, self.adam_g, self.ema, z, labels, draws)
+        return generator_step(self.G, self.D, self.adam_g, self.ema, z, labels, draws)
 
     def _draws(self, stream, t):
         """By what this process's images are augmented, if they are: (n, 4), or (n, 5) where they may be mirrored."""
-        c = self.config
+        c = self.config.micro
         return processes.share(rng.uniform((c.batch_size, 4 + c.flip), c.seed, stream, t)) if c.augment else None
 
     def complete(self):

@@ -141,10 +141,10 @@ def check_equal(mine, wanted, tolerance):
 
 
 @one_gpu
-@pytest.mark.parametrize("pack, augment", [(1, False), (2, False), (1, True)])
-def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding(gpu, monkeypatch, pack, augment):
+@pytest.mark.parametrize("pack, more", [(1, {}), (2, {}), (1, {"augment": True, "accumulate": 2})])
+def test_steps_as_graphs_are_the_eager_ones_bit_for_bit_and_the_cpus_to_rounding(gpu, monkeypatch, pack, more):
     monkeypatch.setattr(cuda, "WARM_UP", 1)
-    config = replace(CONFIG, augment=augment, architecture=replace(ARCH, pack=pack))
+    config = replace(CONFIG, architecture=replace(ARCH, pack=pack), **more)
     graph, eager, cpu = opened(config, gpu=True), opened(config, gpu=True, graph=False), opened(config)
     losses = graph.advance(3)  # the last two from the graphs
     assert graph.step_d.recorded and graph.step_g.recorded

@@ -3,16 +3,15 @@
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from contextlib import contextmanager
 
 import pytest
-from test_mpi import CONFIG, ENVIRONMENT, MPIEXEC, SCRIPT, digest, pytestmark  # noqa: F401
+from ranks import ENVIRONMENT, MPIEXEC, digest, opened, script
 
-from minisagan import parity, team
-from minisagan.train import Training
+from minisagan import team
 
+pytestmark = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside Python: pip install mpich mpi4py")
 ADDRESSES = "10.77.0.1", "10.77.0.2"
 REMOTE = """#!/bin/sh
 while [ "$1" != {address} ]; do shift; done  # mpiexec calls it as it calls ssh
@@ -20,18 +19,13 @@ shift
 exec ip netns exec {name} unshare --uts sh -c "hostname second; $*"
 """
 FIRST = """
-from minisagan import bench, parity
-from minisagan.config import Config
-from minisagan.train import Training
-from test_mpi import digest
-config = Config.from_dict({config})
-training = Training(config, parity.noise(config, 100), processes=None)
-training.advance()
-with bench.exchanged(training.team) as of_all:
-    for _ in range(20):
-        training.advance()
-print(of_all.nbytes, of_all.meetings)
-print(digest(training))
+    from minisagan import bench
+    training = opened(processes=None)
+    training.advance()
+    with bench.exchanged(training.team) as of_all:
+        training.advance(5)
+    print(of_all.nbytes, of_all.meetings)
+    print(digest(training))
 """
 
 
@@ -71,28 +65,24 @@ def carried(name):
 
 
 def test_two_hosts_have_the_bits_of_one_process_and_the_cable_carries_what_is_counted(tmp_path):
-    training = Training(CONFIG, parity.noise(CONFIG, 100))
-    for _ in range(21):
-        training.advance()
-    first = textwrap.indent(FIRST.format(config=CONFIG.to_dict()), "    ")
-    head = f"sys.path.insert(0, {os.path.dirname(__file__)!r})"
-    (tmp_path / "script.py").write_text(SCRIPT.format(head=head, first=first))
+    training = opened()
+    training.advance(6)
     with two_hosts() as (here, there):
         remote = tmp_path / "remote"
         remote.write_text(REMOTE.format(address=ADDRESSES[1], name=there))
         remote.chmod(0o755)
         options = ["-iface", "cable", "-launcher", "ssh", "-launcher-exec", remote, "-hosts", ",".join(ADDRESSES)]
-        command = ["ip", "netns", "exec", here, MPIEXEC, *options, "-n", "2", sys.executable, tmp_path / "script.py"]
+        command = ["ip", "netns", "exec", here, MPIEXEC, *options, "-n", "2", sys.executable, script(tmp_path, FIRST)]
         network = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}  # one kernel, but no shared memory
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=ENVIRONMENT | network)
         assert done.returncode == 0, done.stderr
         over_cable = carried(here)
     numbers, bits = done.stdout.splitlines()
     counted, meetings = map(int, numbers.split())
-    print(f"{meetings // 20} meetings a step, {counted // 20:,} bytes to each host; {over_cable:,} over the cable")
+    print(f"{meetings // 5} meetings a step, {counted // 5:,} bytes to each host; {over_cable:,} over the cable")
     assert bits == digest(training)
     owned = sum(x.nbytes for x in team.owned(training))
-    expected = counted * 21 // 20 + owned // 2  # `owned`, when they are read at last
+    expected = counted * 6 // 5 + owned // 2  # `owned`, when they are read at last
     of_weights = 6 * (len(training.adam_g.weights) + len(training.adam_d.weights))  # gradients once, weights by halves
-    assert of_weights < counted // 20 < of_weights + owned // 4  # these stay at home
+    assert of_weights < counted // 5 < of_weights + owned // 4  # these stay at home
     assert expected < over_cable < 1.25 * expected + 300_000

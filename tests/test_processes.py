@@ -49,9 +49,9 @@ def bits(training):
         replace(CONFIG, architecture=replace(CONFIG.architecture, spectral_norm="none", attention_form="paper")),
         replace(CONFIG, batch_size=2 * fork.FEWEST),
         replace(CONFIG, batch_size=16 * fork.FEWEST, architecture=replace(CONFIG.architecture, pack=2)),
-        replace(CONFIG, augment=True),
+        replace(CONFIG, augment=True, accumulate=2),
     ],
-    ids=["conditional", "unconditional", "without spectral norm", "the fewest images", "packs", "augmented"],
+    ids=["conditional", "unconditional", "without spectral norm", "the fewest images", "packs", "micro-batches"],
 )
 def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
     alone = opened(1, config)

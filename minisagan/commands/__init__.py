@@ -16,7 +16,7 @@ import click
 
 from minisagan import __version__
 from minisagan.errors import Fault
-from minisagan.launcher import launched
+from minisagan.launcher import guard, launched, named
 
 COMMANDS = {
     "train": "Train a GAN on a data set, or go on with a run.",
@@ -59,6 +59,7 @@ class Commands(click.Group):
             sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no UTF-8: it goes out as it is
         rank, world = launched()
         if world > 1:
+            guard()
             from minisagan.processes import mpi
         try:
             code = mpi.serve() if rank else super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
@@ -69,7 +70,8 @@ class Commands(click.Group):
         except Fault as error:
             code = self._fail(error.exit_code, error)
         except MemoryError as error:
-            code = self._fail(1, f"not enough memory for this size, width or batch: {error}")
+            where = f"{named()}: " if world > 1 else ""
+            code = self._fail(1, f"{where}not enough memory for this size, width or batch: {error}")
         except OSError as error:
             code = self._fail(1, f"{error.filename or 'an operation of the system'}: {error.strerror or error}")
         except Exception as error:

@@ -93,7 +93,7 @@ def memory(batch_size):
             raise
         raise Fault(
             f"the GPU's memory is too small for a batch of {batch_size} with these networks: "
-            f"{str(error).rstrip('.')}. A smaller --batch-size, --width or --size needs less"
+            f"{str(error).rstrip('.')}. A smaller --batch-size, --width or --size needs less, as does --accumulate"
         ) from error
 
 

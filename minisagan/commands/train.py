@@ -48,6 +48,7 @@ def setting(flag, **kwargs):
 @setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
 @click.option("--minutes", type=float, help="Stop after so many minutes. Without --steps: as many steps as fit in.")
 @setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
+@setting("--accumulate", type=int, metavar="K", help="See a batch as K micro-batches, in the memory of one. Paper: 1.")
 @setting("--parts", type=int, metavar="P", help="A batch is summed in P parts, which as many processes can share.")
 @setting("--seed", type=int, help="Of all random numbers: weights, noise, the order of the data.")
 @setting("--width", type=int, help="Channels at full resolution. Paper: 64.")

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,9 @@ from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.data.download import progress
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.init import Init
+from minisagan.launcher import launched
 from minisagan.optim import Adam
+from minisagan.processes import mpi
 from minisagan.run import checkpoint
 
 FEATURES = 128
@@ -92,14 +95,27 @@ class Classifier(nn.Module):
         return digest.hexdigest()[:12]
 
     def look(self, dataset, indices):
-        """(features (N, FEATURES), probabilities (N, classes)), float32, of these images of a data.Dataset."""
-        found = []
-        with no_tape():
-            for start in range(0, len(indices), LOOK):
-                x, _ = data.batch(dataset, indices[start : start + LOOK])
-                h = self.features(x)
-                found.append((h.data, ops.softmax(self.output(h)).data))
+        """(features (N, FEATURES), probabilities (N, classes)), float32, of these images of a data.Dataset.
+
+        Ranks of MPI, if there are any, are given these images, and look at a share each.
+        """
+        if launched()[1] > 1:
+            dataset = replace(dataset, images=dataset.images[indices], labels=dataset.labels[indices])
+            indices = np.arange(len(indices))
+        every = mpi.spread(_looked, self, dataset, indices)
+        found = [every[k % len(every)][k // len(every)] for k in range(-(-len(indices) // LOOK))]
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def _looked(rank, world, net, dataset, indices):
+    """What `net` finds in every world-th batch of LOOK images, from this rank's first on: a pair for each."""
+    found = []
+    with no_tape():
+        for start in range(rank * LOOK, len(indices), world * LOOK):
+            x, _ = data.batch(dataset, indices[start : start + LOOK])
+            h = net.features(x)
+            found.append((h.data, ops.softmax(net.output(h)).data))
+    return found
 
 
 def splits(dataset, data_dir=None):

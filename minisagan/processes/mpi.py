@@ -9,14 +9,13 @@ have gathered, in an order of our own (processes/__init__.py): MPI's Allreduce p
 
 import contextlib
 import signal
-import socket
 import sys
 
 import numpy as np
 
 from minisagan import __version__, processes
 from minisagan.errors import DataError, Fault
-from minisagan.launcher import launched
+from minisagan.launcher import launched, named
 
 _apart = False  # whether an error came in the middle of what all do: the other ranks can't be told, only ended
 
@@ -52,7 +51,7 @@ def serve():
         while job := world.bcast(None):
             job[0](*job[1:])
     except BaseException as error:
-        sys.stderr.write(f"Error: {_named()}: {type(error).__name__}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"Error: {named()}: {type(error).__name__}: {' '.join(str(error).split())}\n")
         sys.stderr.flush()
         world.Abort(1)
 
@@ -91,7 +90,7 @@ def agree(error=None, **facts):
     Otherwise False, and on rank 0 a DataError that names the rank and its host.
     """
     world = comm()
-    every = world.allgather((_named(), error, {"version of minisagan": __version__, **facts}))
+    every = world.allgather((named(), error, {"version of minisagan": __version__, **facts}))
     first = every[0][2]
     for name, error, found in every:
         differs = [what for what in first if not error and found[what] != first[what]]
@@ -101,10 +100,6 @@ def agree(error=None, **facts):
                 raise DataError(f"{name}: {why}")
             return False
     return True
-
-
-def _named():
-    return f"rank {launched()[0]} on {socket.gethostname()}"
 
 
 class Ranks:

@@ -1,0 +1,70 @@
+"""A batch in micro-batches: one step down the mean of their gradients."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minisagan import parity
+from minisagan.config import Architecture, Config
+from minisagan.errors import UsageError
+from minisagan.init import Init
+from minisagan.models import Discriminator, Generator
+from minisagan.optim import EMA, Adam, flatten
+from minisagan.train import Training, discriminator_step, generator_step
+
+ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3, pack=2)
+K, N = 3, 4  # micro-batches, images in each
+
+
+def gradients(of, rate, accumulate):
+    """The last gradients after each of K micro-batches, how far the weights are from the first ones, and the EMA's t.
+
+    Of D or G, in float64, with open gates.
+    """
+    G, D, average = (kind(ARCH, Init(0, dtype=np.float64)) for kind in (Generator, Discriminator, Generator))
+    for network in (G, D):
+        network.attention.gamma.data[...] = 0.5
+    adam = Adam((D if of == "D" else G).parameters(), rate, accumulate=accumulate)
+    ema = EMA(adam.weights, flatten(average.parameters()))
+    first, found, random = adam.weights.copy(), [], np.random.default_rng(0)
+    for _ in range(K):
+        images, z = random.uniform(-1, 1, (N, 32, 32, 1)), random.standard_normal((N, ARCH.latent))
+        labels = np.tile(random.integers(0, 3, N // 2), 2)  # D sees two of a class at once
+        if of == "D":
+            discriminator_step(G, D, adam, images, labels, z, labels)
+        else:
+            generator_step(G, D, adam, ema, z, labels)
+        found.append(adam.g.copy())
+    return found, np.abs(adam.weights - first).max(), ema.t
+
+
+@pytest.mark.parametrize("of", ["D", "G"])
+def test_one_step_is_made_down_the_mean_of_the_micro_batches_gradients(of):
+    apart, still, _ = gradients(of, rate=0.0, accumulate=1)  # nothing moves but u, as it does between micro-batches
+    together, moved, averaged = gradients(of, rate=1e-3, accumulate=K)
+    assert still == 0 and not together[K - 2].any()
+    assert averaged == (of == "G")
+    np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)  # Adam's first step is the rate, and there was one
+    mean = np.mean(apart, axis=0)
+    np.testing.assert_allclose(together[K - 1], mean, rtol=1e-12, atol=1e-12 * np.abs(mean).max())
+    assert np.abs(apart[0] - mean).max() > 0.1 * np.abs(mean).max()
+
+
+def test_micro_batches_see_and_draw_what_as_many_batches_would():
+    config = Config(batch_size=8, accumulate=2, d_steps=1, lr_g=0, lr_d=0, augment=True, flip=True, architecture=ARCH)
+    data = parity.noise(config, 20)
+    one, two = Training(config, data), Training(replace(config.micro, d_steps=2), data)
+    of_one, of_two = one.advance(), two.advance()
+    np.testing.assert_array_equal(one.indices[1], two.indices[0])
+    first = Training(config.micro, data).advance()
+    for name in ("loss_d", "d_real", "d_fake"):  # with rates of 0 each of two steps of D is a micro-batch
+        assert of_one[name] == pytest.approx((first[name] + of_two[name]) / 2, rel=1e-6)
+
+
+def test_what_can_not_be_cut_is_refused():
+    with pytest.raises(UsageError, match="64 images can't be seen 2 at a time in 3 micro-batches: .*--batch-size 66"):
+        Config(batch_size=64, accumulate=3, architecture=ARCH)
+    with pytest.raises(UsageError, match="accumulate must be at least 1"):
+        Config(accumulate=0)
+    assert Config.from_dict({name: x for name, x in Config().to_dict().items() if name != "accumulate"}) == Config()
