@@ -85,8 +85,8 @@ class Config:
     `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
-    images; `augment` has D see all images, real and generated, shifted and with a square cut out, and then it is there
-    that `flip` mirrors, both kinds alike (ops/augment.py).
+    images; `augment` has D see all images, real and generated, shifted and with a square cut out, and with `flip` it
+    mirrors both kinds alike (ops/augment.py).
     `fit`, `labels` and `skip_unreadable` say how a folder of images is read, as in data.Reading.
     """
 
@@ -132,9 +132,8 @@ class Config:
             raise UsageError(f"parts must be a power of 2, not {self.parts}")
         pack, K = self.architecture.pack, self.accumulate
         if self.batch_size % (pack * K):
-            pieces = f" in {K} micro-batches" if K > 1 else ""
             raise UsageError(
-                f"a batch of {self.batch_size} images can't be seen {pack} at a time{pieces}: "
+                f"--batch-size {self.batch_size} is no multiple of {pack * K} (--pack {pack}, --accumulate {K}): "
                 f"choose --batch-size {-(-self.batch_size // (pack * K)) * pack * K}"
             )
         self.reading()

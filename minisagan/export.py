@@ -12,7 +12,7 @@ the generator (nn.py), r = 8, 16, ... the resolutions up to the images' own, K t
     up{r}.norm1, .norm2: N.scale, .shift  (K, C), or (C,) without classes; a ReLU follows
     up{r}.conv1, .conv2: N.w, .b          (O, C, 3, 3), (O,); before conv1 each pixel is repeated 2x2
     up{r}.shortcut.w, .b                  (O, C, 1, 1), (O,): from the block's input, then repeated 2x2
-    attention.query, .key, .value: N.w    (C/key or C/2, C, 1, 1), after the block of its resolution
+    attention.query, .key, .value: N.w    (d, C, 1, 1), after the block of its resolution
     attention.output.w, .gamma            (C, C/2 or C/8, 1, 1), ()
     norm.scale, .shift                    (C,); a ReLU follows
     output.w, .b                          (channels, C, 3, 3), (channels,): then tanh

@@ -1,4 +1,4 @@
-"""Whether a launcher, mpiexec or srun, started this process, and as which of how many: by its environment alone."""
+"""What a launcher, mpiexec or srun, has to do with this process: its rank, its name, and who reports its death."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ LAUNCHERS = (  # the variables that tell each process its rank, and how many the
 
 
 def launched():
-    """(rank, world); (0, 1) without a launcher."""
+    """(rank, world), by the environment alone; (0, 1) without a launcher."""
     for rank, world in LAUNCHERS:
         if os.environ.get(rank, "").isdigit() and os.environ.get(world, "").isdigit():
             return int(os.environ[rank]), int(os.environ[world])

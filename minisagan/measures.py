@@ -1,15 +1,16 @@
 """What a log wants to know of a training beside its losses."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 
 from minisagan import cuda, nn, rng
 from minisagan.autograd import no_tape
-from minisagan.models import attended
+from minisagan.models import attended, packed
 from minisagan.sampling import noise
 
-FEW = 8  # images that attention is measured on
+FEW = 8  # images, or packs of them as D sees them, that attention is measured on
 
 
 def measure(training):
@@ -28,10 +29,11 @@ def measure(training):
             made = nn.quotients(layers)
             sigmas[name] = [norm(layer.w.data) / norm(w.data) for layer, w in zip(layers, made, strict=True)]
         if config.architecture.attention:
-            z, labels = noise(config, rng.Stream.Z_G, rng.Stream.LABELS_G, training.adam_g.t)
-            z, labels = z[:FEW], None if labels is None else labels[:FEW]
+            pack = config.architecture.pack
+            few = replace(config, batch_size=FEW * pack, accumulate=1)
+            z, labels = noise(few, rng.Stream.Z_G, rng.Stream.LABELS_G, training.adam_g.t)
             with attended(training.G) as of_g, attended(training.D) as of_d:
-                training.D(training.G(z, labels), labels)
+                training.D(*packed(training.G(z, labels), labels, pack))
             for name, ((x, y),) in (("g", of_g), ("d", of_d)):
                 found[f"gamma_{name}"] = networks[name].attention.gamma.data
                 found[f"ratio_{name}"] = norm(y - x) / norm(x)

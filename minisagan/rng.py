@@ -30,22 +30,22 @@ TO_UNIT = 2.0**-53  # the top 53 bits of a word, times this, are a float64 in [0
 class Stream:
     """What a number is drawn for, the second word of the key. Append only: renumbering changes every run."""
 
-    Z_D = 0  # latents of the images that a D step sees; step = how many steps D has made
-    Z_G = 1  # latents of a G step; step = how many steps G has made
+    Z_D = 0  # latents of the images that a D step sees; step = D's micro-batches until then
+    Z_G = 1  # latents of a G step; step = G's micro-batches until then
     LABELS_D = 2  # classes asked for in a D step; step as for its latents
     LABELS_G = 3  # classes asked for in a G step; step as for its latents
     SHUFFLE = 4  # order of the data; step = epoch
-    FLIP = 5  # mirrored images; step = how many steps D has made
+    FLIP = 5  # mirrored images; step = D's micro-batches until then
     INIT = 6  # first weights; step = number of the parameter
     SAMPLE_Z = 7  # latents outside of training: sample grids, metrics; step = 0, so that sample i has always the same
     SAMPLE_LABELS = 8  # not in use: samples have their classes in turn
     STANDING_Z = 9  # latents for standing statistics; step = batch
     STANDING_LABELS = 10  # classes of the same
     SHIFT = 11  # how a classifier's training images are moved; step = training step
-    COMPANIONS = 12  # images that D sees at once with those whose turn it is; step = how many steps D has made
-    AUGMENT_REAL = 13  # how the real images of a D step are augmented; step = how many steps D has made
+    COMPANIONS = 12  # images that D sees at once with those whose turn it is; step = D's micro-batches until then
+    AUGMENT_REAL = 13  # how the real images of a D step are augmented; step = D's micro-batches until then
     AUGMENT_FAKE = 14  # how the generated ones are; step as for the real ones
-    AUGMENT_G = 15  # how those of a G step are; step = how many steps G has made
+    AUGMENT_G = 15  # how those of a G step are; step = G's micro-batches until then
 
 
 def bits(count, seed, stream, step, redraw=0):

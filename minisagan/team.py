@@ -26,7 +26,8 @@ def size(processes, config, gpu):
             least = world * fork.FEWEST * pack * config.accumulate
             raise UsageError(f"{world} processes need {least // world} images each: --batch-size {least} or more")
         processes = world if world > 1 else 1 if gpu else fork.sensible(cpu.threads(), images, config.parts)
-    return checked(processes, images, config.parts)
+    piece = "batch" if config.accumulate == 1 else "micro-batch"
+    return checked(processes, images, config.parts, f"a {piece} of" if pack == 1 else f"the packs in a {piece},")
 
 
 def invite(training):

@@ -19,7 +19,7 @@ from minisagan.models import Discriminator, Generator, packed
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.sampling import noise, take_statistics
 
-LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d: mean scores
+LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d_real, d_fake: D's mean scores
 
 
 def discriminator_step(G, D, adam, images, labels, z, fake_labels, draws=(None, None)):
@@ -27,14 +27,14 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels, draws=(None, 
 
     D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
     a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
-    networks. A D that sees k images at once sees i, n/k + i, ... of them, and n is of such packs below. `draws`, of
-    the real and of the generated images, are for `augmented`. Returns (loss, mean D(real), mean D(fake)).
+    networks. A D of packs of k sees the images i, n/k + i, ... together (`packed`). `draws`, of the real and of the
+    generated images, are for `augmented`. Returns (loss, mean D(real), mean D(fake)).
     """
     G.train()
     D.train()
     with no_tape():
-        fakes = G(z, fake_labels).data
-    images, fakes = (augmented(Tensor(x), u).data for x, u in zip((images, fakes), draws, strict=True))
+        fakes = G(z, fake_labels)
+        images, fakes = (augmented(x, u).data for x, u in zip((Tensor(images), fakes), draws, strict=True))
     images, labels = packed(images, labels, D.arch.pack)
     fakes, fake_labels = packed(fakes, fake_labels, D.arch.pack)
     both = None if labels is None else np.concatenate([labels, fake_labels])
@@ -84,8 +84,8 @@ class Training:
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
-    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU so many
-    `processes` share each batch (None: all that MPI's launcher started, else as many as suit cpu.threads() and this
+    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU `processes`
+    processes share each batch (None: all that MPI's launcher started, else as many as suit cpu.threads() and this
     batch), and not one bit of the weights depends on their number. The others start with the first step; later changes
     to `state` here reach forks as well, but no other ranks of MPI.
     """

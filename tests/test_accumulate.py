@@ -63,7 +63,7 @@ def test_micro_batches_see_and_draw_what_as_many_batches_would():
 
 
 def test_what_can_not_be_cut_is_refused():
-    with pytest.raises(UsageError, match="64 images can't be seen 2 at a time in 3 micro-batches: .*--batch-size 66"):
+    with pytest.raises(UsageError, match="64 is no multiple of 6 .--pack 2, --accumulate 3.: .*--batch-size 66"):
         Config(batch_size=64, accumulate=3, architecture=ARCH)
     with pytest.raises(UsageError, match="accumulate must be at least 1"):
         Config(accumulate=0)

@@ -15,6 +15,7 @@ import termios
 import time
 from pathlib import Path
 
+import click
 import command_line
 import pytest
 from click.testing import CliRunner
@@ -59,8 +60,16 @@ def test_version(monkeypatch):
 
 def test_the_help_of_train_tells_where_the_paper_differs_and_what_depends_on_the_data():
     text = " ".join(minisagan("train", "--help")[0].split())
-    assert "Paper: 256. [default: (64)]" in text and "Paper: 0.0001. [default: (the data set's own)]" in text
-    assert re.search(r"--width INTEGER .{,60}\[default: \(the data set's own\)\]", text)
+    assert "Paper: 256. [default: (64)]" in text and "Paper: 0.0001. [default: (0.0006; photos 0.0002)]" in text
+    assert re.search(r"--width INTEGER .{,60}\[default: \(16; photos 32\)\]", text)
+
+
+def test_the_help_of_train_has_each_option_once_below_a_heading():
+    shown = [name for names in train.HEADINGS.values() for name in names.split()]
+    params = train.command.get_params(click.Context(train.command))
+    assert sorted(shown) == sorted(max(p.opts, key=len).strip("-").replace("-", "_") for p in params)
+    lines = minisagan("train", "-h")[0].splitlines()
+    assert [line[:-1] for line in lines if re.fullmatch(r"[A-Z].+:", line)] == list(train.HEADINGS)
 
 
 @pytest.mark.parametrize(

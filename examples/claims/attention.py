@@ -168,7 +168,9 @@ def start(kind, distance, level, seed, steps):
     level = None if kind == "none" else level
     arch = Architecture(width=8, classes=0, attention=level, attention_form=form, attention_key=8)
     with mock.patch.object(models, "SelfAttention", layer):
-        return Training(Config("bars", steps=steps, batch_size=32, seed=seed, architecture=arch), dataset(distance))
+        rates = {"lr_g": 4e-4, "lr_d": 8e-4}
+        config = Config("bars", steps=steps, batch_size=32, seed=seed, **rates, architecture=arch)
+        return Training(config, dataset(distance))
 
 
 def train(kind, distance, level, seed, steps):

@@ -50,7 +50,7 @@ def heading(logs, dataset):
 
 
 def start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
-    """The Training of a run: width 8, batch 32, attention at 16x16; the rest is the package's default."""
+    """The Training of a run: width 8, batch 32, attention at 16x16, queries of C/8; the rest is Config's."""
     digits = load(dataset)
     arch = Architecture(
         size=digits.size,

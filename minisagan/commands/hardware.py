@@ -9,7 +9,10 @@ from minisagan import cuda
 from minisagan.errors import Fault, UsageError
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), show_default="all cores", help="How many cores compute."
+    "--threads",
+    type=click.IntRange(1, 1024),
+    show_default="all cores",
+    help="Cores that compute; no result depends on it.",
 )
 
 

@@ -25,22 +25,41 @@ from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
-VARYING = {"size", "channels"}.union(*(values | values.get("architecture", {}) for values in RECIPES.values()))
+SMALL, PHOTOS = (DEFAULTS | recipe | recipe["architecture"] for recipe in (RECIPES["digits"], RECIPES["folder"]))
+USUAL = {"size": "the data's own", "channels": "the data's own", "attention_key": "C/8, at least 8"}  # in words
 NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from", "strict": "--strict"}
 RATES = ("lr_g", "lr_d")  # which a resumed run may change
 WARM_UP, PACE, SAFETY = 3, 20, 0.97  # steps before the pace is measured, and over which; the share that is planned
 ARCHITECTURE = ("width", "pack", "attention", "attention_form", "attention_key", "spectral_norm", "init")
+HEADINGS = {  # of the help, and the options below them
+    "The run": "dataset out steps minutes seed resume init_from config force watch",
+    "Data": "data_dir size channels fit labels skip_unreadable strict flip augment",
+    "Networks": "width conditional attention attention_form attention_key spectral_norm pack init",
+    "Training": "batch_size accumulate lr_g lr_d fall d_steps beta1 beta2 ema",
+    "What is kept": "sample_every checkpoint_every checkpoint_minutes keep evaluate_every stop_on_collapse",
+    "What computes": "device threads parts tf32 graph help",
+}
+
+
+class Grouped(click.Command):
+    """A command whose help has its options below HEADINGS."""
+
+    def format_options(self, ctx, formatter):
+        rows = {max(p.opts, key=len).strip("-").replace("-", "_"): p.get_help_record(ctx) for p in self.get_params(ctx)}
+        for title, names in HEADINGS.items():
+            with formatter.section(title):
+                formatter.write_dl([rows[name] for name in names.split()])
 
 
 def setting(flag, **kwargs):
     """An option that is a field of Config or Architecture: None if not given, and the help shows what that means."""
     name = flag.split("/")[0].strip("-").replace("-", "_")
-    usual = "the data set's own" if name in VARYING else str(DEFAULTS[name])
-    usual = "C/8, at least 8" if name == "attention_key" else usual
+    small, photos = (str(recipe[name]).replace("True", "on").replace("False", "off") for recipe in (SMALL, PHOTOS))
+    usual = USUAL.get(name) or (small if small == photos else f"{small}; photos {photos}")
     return click.option(flag, default=None, show_default=usual, **kwargs)
 
 
-@click.command(short_help="Train a GAN on a data set, or go on with a run.")
+@click.command(cls=Grouped, short_help="Train a GAN on a data set, or go on with a run.")
 @setting("--dataset", metavar="NAME", help=f"{', '.join(data.NAMES)}, emnist-NAME, or a path: a "
          "folder of images or of IDX files, or an .npz with images and labels.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where data sets lie, or are put.")
@@ -50,10 +69,10 @@ def setting(flag, **kwargs):
 @setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
 @setting("--accumulate", type=int, metavar="K", help="See a batch as K micro-batches, in the memory of one. Paper: 1.")
 @setting("--parts", type=int, metavar="P", help="A batch is summed in P parts, which as many processes can share.")
-@setting("--seed", type=int, help="Of all random numbers: weights, noise, the order of the data.")
+@setting("--seed", type=int, help="Seed of all random numbers: weights, noise, the order of the data.")
 @setting("--width", type=int, help="Channels at full resolution. Paper: 64.")
 @setting("--size", type=int, help="Side of the images in pixels: 32, 64, 128, 256; but 32 in named sets. Paper: 128.")
-@setting("--channels", type=click.Choice([1, 3]), help="Of a folder of images: RGB, or grey.")
+@setting("--channels", type=click.Choice([1, 3]), help="1: grey, 3: RGB. Folders only.")
 @setting("--fit", type=click.Choice(["crop", "pad"]), help="Cut a folder's images to squares, or frame them in black.")
 @click.option("--labels", metavar="FILE", show_default="folders are classes", help="CSV or JSON: each image's class.")
 @setting("--skip-unreadable/--no-skip-unreadable", help="Leave damaged images of a folder out.")
@@ -62,19 +81,19 @@ def setting(flag, **kwargs):
 @setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
 @setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 channels.")
-@setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]), help="In which networks it is.")
+@setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]), help="Networks that have it.")
 @click.option("--conditional/--unconditional", default=None, show_default="conditional, if there are classes",
               help="Whether the networks are told the classes. Paper: conditional.")
 @setting("--d-steps", type=int, help="Steps of D for each one of G. Paper: 1.")
 @setting("--lr-g", type=float, help="Learning rate of G. Paper: 0.0001.")
 @setting("--lr-d", type=float, help="Learning rate of D. Paper: 0.0004.")
-@setting("--beta1", type=float, help="Of Adam. Paper: 0.")
-@setting("--beta2", type=float, help="Of Adam. Paper: 0.9.")
+@setting("--beta1", type=float, help="Adam's beta1. Paper: 0.")
+@setting("--beta2", type=float, help="Adam's beta2. Paper: 0.9.")
 @setting("--ema", type=float, help="Decay of the average of G's weights, 0 for none. Paper: none.")
 @setting("--fall", type=float, help="Share of the steps, at the end, in which both rates fall to 0. Paper: none.")
 @setting("--flip/--no-flip", help="Mirror half of the images.")
 @setting("--augment/--no-augment", help="D sees all images, real and generated, shifted and with a square cut out: "
-         "for small sets. Paper: none.")
+         "for small sets. With --flip it mirrors, too. Paper: none.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
 @click.option("--sample-every", type=click.IntRange(0), default=loop.Options().sample_every,
               help="Steps between pictures, 0 for none.")

@@ -205,10 +205,10 @@ class Play:
     def _no_data(self):
         """Why there are no real images to show, or ""; nothing is downloaded for them."""
         name, where = self.config.dataset, data.data_folder(self.data_dir)
-        if name not in data.NAMES:
-            return "" if Path(name).is_dir() else f"{name}: the folder of images is not there"
-        there = name == "drawn-digits" or (where / name).is_dir()
-        return "" if there else f"{name} is not in {where}: --data-dir names another folder"
+        if data.is_path(name):
+            return "" if Path(name).exists() else f"{name} is not there"
+        there = name == "drawn-digits" or where and (where / name).is_dir() or name not in data.NAMES
+        return "" if there else f"{name} is not in {where or 'a data folder'}: --data-dir names another folder"
 
     def _data(self):
         if reason := self._no_data():
