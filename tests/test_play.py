@@ -168,6 +168,18 @@ def test_a_point_outside_an_image_that_is_none_and_a_latent_of_a_million_numbers
     assert len(images(page)) == 16
 
 
+def test_d_on_the_images_of_an_array_file(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(16) % 2)
+    minisagan("train", *SMALL, "--dataset", tmp_path / "x.npz", "--steps", 1, "--out", tmp_path / "run")
+    with serving(play.Play(tmp_path / "run").routes()) as page:
+        assert ask(page, "GET", "/facts")[2]["no_data"] == ""
+        asked = ASKED | {"step": 1, "network": "discriminator"}
+        assert ask(page, "POST", "/look", asked | {"image": 1, "point": [0, 0]})[0] == 200
+        (tmp_path / "x.npz").rename(tmp_path / "y.npz")
+        assert ask(page, "GET", "/facts")[2]["no_data"] == f"{tmp_path / 'x.npz'} is not there"
+
+
 def test_a_run_in_colour_without_classes_and_one_without_attention(photos):
     with serving(play.Play(photos / "run", photos / "data").routes()) as page:
         assert ask(page, "GET", "/facts")[2]["classes"] == []
