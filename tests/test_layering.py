@@ -12,7 +12,7 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "launcher", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "processes.mpi"),
+    *("errors", "files", "launcher", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "processes.mpi"),
     *("primitives", "autograd", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.augment", "ops.batch_norm", "ops.conv"),
     *("ops.cross_entropy", "ops.embedding", "ops.hinge", "ops.resample", "ops.spectral"),

@@ -303,7 +303,7 @@ FAULTS = [(full_disk, "File too large"), (no_replace, "Operation not permitted")
 def test_a_failed_write_leaves_the_old_picture_and_no_other_file(tmp_path, monkeypatch, fault, reason, write):
     path = tmp_path / "a.gif"
     path.write_bytes(b"the old one")
-    with fault(monkeypatch), pytest.raises(Fault, match=rf"^.*a\.gif: not written \({reason}\): .*$"):
+    with fault(monkeypatch), pytest.raises(Fault, match=rf"^.*a\.gif: not written: {reason}$"):
         write(path, noise(50, 50, 1))
     assert os.listdir(tmp_path) == ["a.gif"] and path.read_bytes() == b"the old one"
 

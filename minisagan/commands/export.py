@@ -1,13 +1,13 @@
 """`minisagan export`: a trained generator as a file for other programs."""
 
-import contextlib
 from pathlib import Path
 
 import click
 
 from minisagan import export
 from minisagan.commands import choices
-from minisagan.errors import Fault, UsageError
+from minisagan.errors import UsageError
+from minisagan.files import replacing
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 
@@ -40,19 +40,8 @@ def command(run, output, to, uint8):
         difference, ours, theirs = export.compare(generator, model, size)
         times = f"{theirs * 1000:.0f} ms in onnxruntime, {ours * 1000:.0f} ms in minisagan"
         compared = f"\n{export.CHECKED} images: {times}; they differ by {difference:.2g} at most"
-        _write(Path(output), model)
+        with replacing(output) as temp:
+            temp.write_bytes(model)
     else:
         checkpoint.save(output, export.folded(generator), about)
     click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB, the generator of {file}{compared}")
-
-
-def _write(path, model):
-    temp = path.with_name(path.name + ".tmp")
-    try:
-        temp.write_bytes(model)
-        temp.replace(path)
-    except OSError as error:
-        raise Fault(f"{path}: not written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # after the replace there is none
-            temp.unlink()

@@ -1,12 +1,11 @@
 """`minisagan report`: a run as one page of HTML."""
 
-import os
 from pathlib import Path
 
 import click
 
 from minisagan.commands import choices
-from minisagan.errors import Fault
+from minisagan.files import replacing
 from minisagan.look import report
 
 
@@ -23,13 +22,6 @@ def command(run, output):
         output = Path(output or Path(run, "report.html"))
         choices.check_suffix("-o", output, ".html")
     text = report.page(run)
-    temp = output.with_name(output.name + ".tmp")
-    try:
-        try:
-            temp.write_text(text, encoding="utf-8", errors="replace")  # of a file's name that is no UTF-8
-            os.replace(temp, output)
-        finally:
-            temp.unlink(missing_ok=True)  # after the replace there is none
-    except OSError as error:
-        raise Fault(f"{output}: not written: {error.strerror or error}") from error
+    with replacing(output) as temp:
+        temp.write_text(text, encoding="utf-8", errors="replace")  # of a file's name that is no UTF-8
     click.echo(f"{output}: {len(text) / 1e6:.1f} MB, to be opened in a browser")

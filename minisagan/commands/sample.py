@@ -1,8 +1,6 @@
 """`minisagan sample`: images from a trained generator, as a grid, as arrays or as files."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import click
@@ -10,7 +8,8 @@ import numpy as np
 
 from minisagan import cuda
 from minisagan.commands import choices, hardware
-from minisagan.errors import Fault, UsageError
+from minisagan.errors import UsageError
+from minisagan.files import replacing
 from minisagan.look import pictures
 from minisagan.run import folder as runs
 from minisagan.sampling import BATCH, draw
@@ -71,29 +70,14 @@ def _write_arrays(path, images, labels, names):
     arrays = {"images": images[..., 0] if images.shape[-1] == 1 else images}
     if labels is not None:
         arrays["labels"] = labels
-    temp = path.with_name(path.name + ".tmp")
-    try:
-        try:
-            with open(temp, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(temp, path)
-        finally:
-            temp.unlink(missing_ok=True)  # after the replace there is none
-    except OSError as error:
-        raise Fault(f"{path}: not written: {error.strerror or error}") from error
+    with replacing(path) as temp, open(temp, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _write_folder(path, images, labels, names):
     """00000-CLASS.png, 00001-CLASS.png, ...: all of them, or no folder."""
-    temp = path.with_name(path.name + ".tmp")
-    try:
-        try:
-            temp.mkdir()
-            for i, image in enumerate(images):
-                name = "" if labels is None else "-" + re.sub(r"[^\w.-]+", "-", names[labels[i]])
-                pictures.write_png(temp / f"{i:05d}{name}.png", image)
-            os.replace(temp, path)
-        finally:
-            shutil.rmtree(temp, ignore_errors=True)
-    except OSError as error:
-        raise Fault(f"{path}: not written: {error.strerror or error}") from error
+    with replacing(path) as temp:
+        temp.mkdir()
+        for i, image in enumerate(images):
+            name = "" if labels is None else "-" + re.sub(r"[^\w.-]+", "-", names[labels[i]])
+            pictures.write_png(temp / f"{i:05d}{name}.png", image)

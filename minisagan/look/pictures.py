@@ -19,7 +19,8 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from minisagan.errors import DataError, Fault, UsageError
+from minisagan.errors import DataError, UsageError
+from minisagan.files import replacing
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
@@ -77,7 +78,8 @@ def grid(images, columns, scale=None, names=None, heads=None, captions=None):
 
 def write_png(path, image):
     """Writes uint8 (H, W, C), all or nothing; Fault if the folder is absent or read-only, or has no space."""
-    _put(path, png(image))
+    with replacing(path) as temp:
+        temp.write_bytes(png(image))
 
 
 def read_png(path):
@@ -104,7 +106,8 @@ def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES)
         side = int(side * max(0.3, 0.95 * (LARGEST / len(film)) ** 0.5))
         for k, x in enumerate(frames):  # one by one: each large one goes when its small one is there
             frames[k] = _shrunk(x, side)
-    _put(path, film)
+    with replacing(path) as temp:
+        temp.write_bytes(film)
 
 
 def _read(frame):
@@ -145,19 +148,6 @@ def png(image):
 def _image(x):
     """uint8 (H, W, C) as Pillow wants its greys and colours."""
     return Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
-
-
-def _put(path, data):
-    """A kill leaves the old file or the new one. (No fsync: what a power cut takes can be drawn again.)"""
-    temp = Path(f"{path}.tmp")
-    try:
-        temp.write_bytes(data)
-        temp.replace(path)
-    except OSError as error:
-        raise Fault(f"{path}: not written ({error.strerror or error}): check its folder and disk") from error
-    finally:
-        with contextlib.suppress(OSError):  # after the replace there is none
-            temp.unlink()
 
 
 def _palette(frames):

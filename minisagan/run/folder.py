@@ -12,7 +12,8 @@ import numpy as np
 
 from minisagan import __version__, cpu, cuda, data, variety
 from minisagan.config import Config
-from minisagan.errors import DataError, Fault, UsageError
+from minisagan.errors import DataError, UsageError
+from minisagan.files import replacing
 from minisagan.models import Discriminator, Generator
 from minisagan.run import checkpoint
 
@@ -155,10 +156,8 @@ def write_evaluation(file, facts):
     if folder is None:
         return None
     path = folder / "evaluation.json"
-    try:
-        write(path, json.dumps(facts, indent=2) + "\n")
-    except OSError as error:
-        raise Fault(f"{path}: not written: {error.strerror}") from error
+    with replacing(path) as temp:
+        temp.write_text(json.dumps(facts, indent=2) + "\n")
     return path
 
 
@@ -211,15 +210,6 @@ def about_data(dataset):
 def _difference(then, now):
     keys = [key for key in now | then if then.get(key) != now.get(key)]
     return "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)[:400]
-
-
-def write(path, text):
-    temp = path.with_name(path.name + ".tmp")
-    try:
-        temp.write_text(text)
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)  # after the replace there is none
 
 
 def clear(folder, names=OURS, after=-1):

@@ -14,6 +14,7 @@ import numpy as np
 
 from minisagan import cuda, data, variety
 from minisagan.errors import Diverged, Fault, UsageError
+from minisagan.files import replacing
 from minisagan.judge.evaluation import Judge
 from minisagan.look import pictures, plot
 from minisagan.measures import measure
@@ -95,7 +96,7 @@ class Run:
                 for name in ("checkpoints", "samples"):
                     (folder / name).mkdir(exist_ok=True)
                 run._describe()
-                runs.write(folder / "log.jsonl", "")
+                (folder / "log.jsonl").write_text("")
                 run.save()
                 run.sample()
             except BaseException as error:
@@ -261,7 +262,8 @@ class Run:
                 was = {name: getattr(before, name) for name in self.news}
                 change = {"after_step": self.training.step, "was": was, "is": self.news}
                 about["changes"] = [*about.get("changes", []), change]
-        runs.write(path, json.dumps(about | self.notes, indent=2) + "\n")
+        with replacing(path) as temp:
+            temp.write_text(json.dumps(about | self.notes, indent=2) + "\n")
 
     def picture(self):
         """Where the samples of the step that was done last are."""
