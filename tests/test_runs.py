@@ -24,7 +24,7 @@ from minisagan.run import folder as runs
 from minisagan.train import Training
 
 CONFIG = Config(steps=6, batch_size=8, d_steps=2, flip=True, architecture=Architecture(width=8))
-OPTIONS = 2, 2, 3  # sample_every, checkpoint_every, keep
+OPTIONS = loop.Options(sample_every=2, checkpoint_every=2, keep=3)
 
 
 @pytest.fixture(autouse=True)

@@ -95,14 +95,14 @@ def setting(flag, **kwargs):
 @setting("--augment/--no-augment", help="D sees all images, real and generated, shifted and with a square cut out: "
          "for small sets. With --flip it mirrors, too. Paper: none.")
 @setting("--init", type=click.Choice(["orthogonal", "xavier"]), help="First weights. Paper's code: xavier.")
-@click.option("--sample-every", type=click.IntRange(0), default=loop.Options().sample_every,
+@click.option("--sample-every", type=click.IntRange(0), default=loop.USUAL.sample_every,
               help="Steps between pictures, 0 for none.")
-@click.option("--checkpoint-every", type=click.IntRange(0), default=loop.Options().checkpoint_every,
+@click.option("--checkpoint-every", type=click.IntRange(0), default=loop.USUAL.checkpoint_every,
               help="Steps between checkpoints, 0 for none.")
-@click.option("--checkpoint-minutes", type=click.FloatRange(0), default=loop.Options().checkpoint_minutes,
+@click.option("--checkpoint-minutes", type=click.FloatRange(0), default=loop.USUAL.checkpoint_minutes,
               help="Minutes between checkpoints at most, 0 for no such limit.")
-@click.option("--keep", type=click.IntRange(1), default=loop.Options().keep, help="How many checkpoints stay.")
-@click.option("--evaluate-every", type=click.IntRange(0), default=loop.Options().evaluate_every,
+@click.option("--keep", type=click.IntRange(1), default=loop.USUAL.keep, help="How many checkpoints stay.")
+@click.option("--evaluate-every", type=click.IntRange(0), default=loop.USUAL.evaluate_every,
               help="Steps between measurements, 0 for none. RUN/best is then the best checkpoint.")
 @click.option("--stop-on-collapse", is_flag=True, show_default=False,
               help="End, with exit code 6, when the samples of a class are nearly one image. It is noted in any case; "
@@ -145,7 +145,7 @@ def command(
         given["labels"] = os.path.abspath(given["labels"])
     if "attention" in given:
         given["attention"] = _level(given["attention"])
-    options = sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes
+    options = loop.Options(sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes)
     if resume:
         for name, flag in NEW.items():  # one from the environment is for the new runs that are begun there
             if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:

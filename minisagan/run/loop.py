@@ -38,6 +38,9 @@ class Options(NamedTuple):
     checkpoint_minutes: float = 10  # by the clock, beside the steps: a step may take long
 
 
+USUAL = Options()
+
+
 class Run:
     """A training in its folder, which no other process can use meanwhile:
 
@@ -51,9 +54,9 @@ class Run:
     Training's: a run may go on where it did not begin.
     """
 
-    def __init__(self, folder, training, seconds=0.0, options=(), data_dir=None):
+    def __init__(self, folder, training, seconds=0.0, options=USUAL, data_dir=None):
         self.folder, self.training, self.seconds = Path(folder), training, seconds
-        self.options, self.judge = Options(*options), None
+        self.options, self.judge = options, None
         if self.options.evaluate_every:
             self.judge = Judge(training.dataset, EVALUATED, training.config.seed, data_dir)
         self.started = time.monotonic() - seconds
@@ -65,7 +68,7 @@ class Run:
     @classmethod
     @contextlib.contextmanager
     def create(
-        cls, folder, config, dataset, options=(), force=False, data_dir=None, numbered=False, init_from=None, **where
+        cls, folder, config, dataset, options=USUAL, force=False, data_dir=None, numbered=False, init_from=None, **where
     ):
         """A new run in an empty or new folder; with `force`, what an older run left there is deleted first.
 
@@ -108,7 +111,7 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def resume(cls, path, steps=None, data_dir=None, options=(), place=None, rates=None, **where):
+    def resume(cls, path, steps=None, data_dir=None, options=USUAL, place=None, rates=None, **where):
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
         `place`: where the data were moved to. `rates`: the lr_g or lr_d that holds from here on. What the run wrote
@@ -166,7 +169,7 @@ class Run:
         self.seconds = time.monotonic() - self.started
         record = {"step": training.step, "seconds": round(self.seconds, 3)} | record
         better = False
-        if self._due(self.options.evaluate_every):
+        if self._due(options.evaluate_every):
             record |= self.evaluate()
             before = runs.best(self.folder)
             better = before is None or record["frechet"] < before[0]
