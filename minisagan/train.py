@@ -71,7 +71,7 @@ def descend(loss, network, adam):
     images, and gives this process's share of the batch's gradients. The shares are summed, once. From W / sigma to W
     the tape is about weights alone, and the same in every process.
     """
-    shares = grad(loss, network.used, np.ones_like(loss.data) / (processes.world() * adam.accumulate))
+    shares = grad(loss, network.used, np.full_like(loss.data, 1 / (processes.world() * adam.accumulate)))
     gradients = grad(network.used, adam.parameters, processes.total(shares))
     moved = adam.step(gradients, processes.part(len(adam.weights)))
     if moved:
@@ -180,7 +180,7 @@ class Training:
     def _counted(self, t):
         """The numbers of the micro-batches of step t, by which noise is drawn: as if each were a batch."""
         K = self.config.accumulate
-        return [t * K + k for k in range(K)]
+        return [t * K + k for k in range(K)] if K > 1 else [t]  # which is an array: nothing to launch on a GPU
 
     def _micro_d(self, indices, t):
         c, share = self.config.micro, processes.share

@@ -191,3 +191,13 @@ def test_a_loss_that_is_not_finite_is_found_and_the_tensor_named(gpu):
     training.G.up8.conv1.w.data[0, 0, 0, 0] = np.nan
     with pytest.raises(Diverged, match=r"step 2: a loss is not finite; first tensor with a NaN or an infinity: G\."):
         training.advance(2)
+
+
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_a_step_launches_no_more_than_it_did(gpu):
+    """Nodes of the default's two graphs, as the emulation counts them: kernels, products and copies."""
+    opened(gpu=True, graph=False).advance()  # kernels are loaded
+    training = Training(Config(), parity.noise(Config(), 64), gpu=True)
+    for graph in (training.step_d, training.step_g):
+        graph._record()
+    assert training.step_d.recorded.nodes + training.step_g.recorded.nodes <= 565

@@ -29,8 +29,8 @@ __version__ = "0"
 # ---- Arrays
 
 
-def _submit(call, *arrays):
-    Stream.current.submit(call, [array._memory.block for array in arrays])
+def _submit(call, *arrays, node=True):
+    Stream.current.submit(call, [array._memory.block for array in arrays], node)
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -205,7 +205,8 @@ def empty(shape, dtype=float):
     shape, dtype = shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype)
     memory = malloc(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     array = ndarray(memory.block.bytes.view(dtype).reshape(shape), memory)
-    _submit(functools.partial(memory.block.bytes.fill, 0xFF), array)  # NaN, for whoever reads before he writes
+    fill = functools.partial(memory.block.bytes.fill, 0xFF)  # NaN, for whoever reads before he writes
+    _submit(fill, array, node=False)
     return array
 
 

@@ -150,7 +150,7 @@ class Stream:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported: the default stream can't be captured")
         if self.recorded is not None:
             raise RuntimeError("cudaErrorIllegalState: the stream captures already")
-        self.recorded = []
+        self.recorded, self.nodes = [], 0
 
     def is_capturing(self):
         return self.recorded is not None
@@ -158,15 +158,19 @@ class Stream:
     def end_capture(self):
         if self.recorded is None:
             raise RuntimeError("cudaErrorIllegalState: the stream does not capture")
-        graph, self.recorded = Graph(self.recorded), None
+        graph, self.recorded = Graph(self.recorded, self.nodes), None
         return graph
 
-    def submit(self, call, blocks):
-        """Do call() now, or at each launch. It must not hold the blocks: freed memory is to be seen as such."""
+    def submit(self, call, blocks, node=True):
+        """Do call() now, or at each launch. It must not hold the blocks: freed memory is to be seen as such.
+
+        `node` is False for what only the emulation does, and no graph of CUDA's has a node for.
+        """
         if self.recorded is None:
             call()
         else:
             self.recorded.append((call, [weakref.ref(block) for block in blocks]))
+            self.nodes += node
 
 
 Stream.null = Stream(null=True)
@@ -176,8 +180,8 @@ Stream.current = Stream.null
 class Graph:
     """Calls to run again, on the memory that they were recorded with."""
 
-    def __init__(self, calls):
-        self.calls = calls
+    def __init__(self, calls, nodes):
+        self.calls, self.nodes = calls, nodes
 
     def launch(self, stream=None):
         for call, blocks in self.calls:
