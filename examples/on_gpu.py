@@ -5,9 +5,9 @@
 
     parity        a small training step against the CPU's, in float32 and with products in TF32
     determinism   the same training twice, and as graphs and eagerly: the same bits
-    speed         whole training steps, of D and of G, of the network of --dataset mnist and of the paper's at 128x128,
-                  batches of 64: minisagan's graphs and eager steps, and a plain PyTorch twin's in channels_last,
-                  eagerly, as CUDA graphs and compiled; all with TF32, then all without
+    speed         whole training steps, of D and of G, of the network of --dataset mnist (without packs) and of the
+                  paper's at 128x128, batches of 64: minisagan's graphs and eager steps, and a plain PyTorch twin's in
+                  channels_last, eagerly, as CUDA graphs and compiled; all with TF32, then all without
     floor         what this GPU can't go below: the floating-point operations that the fused networks need over its rate
                   in one large product, and the bytes that have to be moved over its rate in one large copy
     memory        what each of them took
