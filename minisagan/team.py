@@ -26,8 +26,9 @@ def size(processes, config, gpu):
             least = world * fork.FEWEST * pack * config.accumulate
             raise UsageError(f"{world} processes need {least // world} images each: --batch-size {least} or more")
         processes = world if world > 1 else 1 if gpu else fork.sensible(cpu.threads(), images, config.parts)
-    piece = "batch" if config.accumulate == 1 else "micro-batch"
-    return checked(processes, images, config.parts, f"a {piece} of" if pack == 1 else f"the packs in a {piece},")
+    batch = "batch" if config.accumulate == 1 else "micro-batch"
+    batch = f"a {batch} of {{}}" if pack == 1 else f"the {{}} packs in a {batch}"
+    return checked(processes, images, config.parts, batch)
 
 
 def invite(training):

@@ -85,7 +85,7 @@ def test_all_ranks_look_at_images_and_find_what_one_finds(tmp_path):
 
 def test_what_ranks_can_not_share_is_one_line_and_leaves_no_run(tmp_path, monkeypatch):
     done = ranks(3, "-c", FEW, "train", *TINY, "--out", "run")
-    message = "3 processes: must divide the 8 parts (--parts) and a batch of 16"
+    message = "3 processes: must divide the 8 parts (--parts) and the 16 packs in a batch"
     assert done.returncode == 2 and done.stderr.splitlines()[0] == f"Error: {message}", done.stderr
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(team, "launched", lambda: (0, 4))

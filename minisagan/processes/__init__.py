@@ -110,10 +110,10 @@ def publish(*arrays):
         _group.publish(arrays)
 
 
-def checked(count, batch_size, parts, batch="a batch of"):
+def checked(count, batch_size, parts, batch="a batch of {}"):
     """`count`; UsageError if so many processes can't have equal shares of a batch that is summed in so many parts."""
     if count < 1 or parts % count or batch_size % count:
-        raise UsageError(f"{count} processes: must divide the {parts} parts (--parts) and {batch} {batch_size}")
+        raise UsageError(f"{count} processes: must divide the {parts} parts (--parts) and {batch.format(batch_size)}")
     return count
 
 
