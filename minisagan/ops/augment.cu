@@ -1,5 +1,12 @@
 // Augmentation (the equations are in augment.py): a thread has one element of the result.
 
+// The place (n, h, w, c) of element i of images (N, S, S, C).
+struct Place {
+  int n, h, w, c;
+
+  __device__ Place(int i, int S, int C) : n(i / C / S / S), h(i / C / S % S), w(i / C % S), c(i % C) {}
+};
+
 // What the draws of one image decide: its shift, the first row and column of the square, and whether it is mirrored.
 struct Move {
   int a, b, top, left, S;
@@ -25,11 +32,11 @@ extern "C" __global__ void augment(real* y, const real* x, const double* draws, 
                                    int C) {
   int i = THREAD;
   if (i >= count) return;
-  int c = i % C, w = i / C % S, h = i / C / S % S, n = i / C / S / S;
-  Move move(draws + n * draws_each, draws_each, S);
-  int from_h = h - move.a, from_w = move.mirror(w - move.b);
-  bool shown = move.inside(from_h, from_w) && !move.cut(h, w);
-  y[i] = shown ? x[((n * S + from_h) * S + from_w) * C + c] : real(0);
+  Place to(i, S, C);
+  Move move(draws + to.n * draws_each, draws_each, S);
+  int h = to.h - move.a, w = move.mirror(to.w - move.b);
+  bool shown = move.inside(h, w) && !move.cut(to.h, to.w);
+  y[i] = shown ? x[((to.n * S + h) * S + w) * C + to.c] : real(0);
 }
 
 // dx[h, w] = g[h + a, s(w) + b], 0 where that is in the square or outside
@@ -37,9 +44,9 @@ extern "C" __global__ void augment_back(real* dx, const real* g, const double* d
                                         int C) {
   int i = THREAD;
   if (i >= count) return;
-  int c = i % C, w = i / C % S, h = i / C / S % S, n = i / C / S / S;
-  Move move(draws + n * draws_each, draws_each, S);
-  int to_h = h + move.a, to_w = move.mirror(w) + move.b;
-  bool shown = move.inside(to_h, to_w) && !move.cut(to_h, to_w);
-  dx[i] = shown ? g[((n * S + to_h) * S + to_w) * C + c] : real(0);
+  Place from(i, S, C);
+  Move move(draws + from.n * draws_each, draws_each, S);
+  int h = from.h + move.a, w = move.mirror(from.w) + move.b;
+  bool shown = move.inside(h, w) && !move.cut(h, w);
+  dx[i] = shown ? g[((from.n * S + h) * S + w) * C + from.c] : real(0);
 }
