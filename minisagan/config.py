@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 
 from minisagan import data, processes
 from minisagan.data import SIZES
@@ -138,7 +139,7 @@ class Config:
             )
         self.reading()
 
-    @property
+    @cached_property  # a step asks for it several times, and making one checks it all
     def micro(self):
         """The Config of a micro-batch, as if it were a batch."""
         return replace(self, batch_size=self.batch_size // self.accumulate, accumulate=1)
