@@ -357,7 +357,7 @@ def _introduce(run, where):
 
 def _collapse(run):
     """What has happened, what to try, and where to go back to."""
-    before = runs.varied(run.folder, run.collapse.name)
+    before = runs.varied(run.folder).get(run.collapse.name)
     before = f"{before} is from before" if before else "no checkpoint from before is there"
     about = f"step {run.collapse.step:,}: the generator has collapsed: {run.collapse}"
     return f"{about}. Try {variety.advice(run.training.config)}; {before}"

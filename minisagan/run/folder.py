@@ -144,10 +144,13 @@ def best(folder):
     return min(((distance, file) for distance, file in found if file.is_file()), default=None)
 
 
-def varied(folder, name):
-    """The last checkpoint from before a run's samples lacked what `name` measures, if one is there; or None."""
-    step = variety.last_varied(read_log(folder), name)
-    return checkpoint.newest(Path(folder) / "checkpoints", step) if step else None
+def varied(folder):
+    """For each measure of variety.STEPS the last checkpoint from before a run's samples lacked it, if one is there."""
+    log, found = read_log(folder), {}
+    for name in variety.STEPS:
+        if step := variety.last_varied(log, name):
+            found[name] = checkpoint.newest(Path(folder) / "checkpoints", step)
+    return found
 
 
 def write_evaluation(file, facts):

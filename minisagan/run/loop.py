@@ -217,8 +217,8 @@ class Run:
             "log_bytes": str((self.folder / "log.jsonl").stat().st_size),
         }
         checkpoint.save(checkpoint.path_of(folder, training.step), training.state(), about)
-        best, varied = runs.best(self.folder), [runs.varied(self.folder, name) for name in variety.STEPS]
-        checkpoint.prune(folder, self.options.keep, best and best[1], *varied)
+        best = runs.best(self.folder)
+        checkpoint.prune(folder, self.options.keep, best and best[1], *runs.varied(self.folder).values())
         self.saved, self.saved_at = training.step, time.monotonic()
 
     def evaluate(self):
