@@ -5,6 +5,7 @@ import numpy as np
 from minisagan import cuda, data, nn, rng
 from minisagan.autograd import no_tape
 from minisagan.data.download import progress
+from minisagan.launcher import launched
 from minisagan.processes import mpi
 
 BATCH = 16  # images that `draw` makes at a time
@@ -65,23 +66,18 @@ def draw(generator, count, classes, seed, size, truncation=None):
     padded = -(-count // BATCH) * BATCH
     z = latents(generator, padded, seed, truncation)
     labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
-    images = np.empty((padded // BATCH, BATCH, size, size, generator.arch.channels), np.uint8)
-    for rank, drawn in enumerate(every := mpi.spread(_drawn, generator, z, labels, size)):
-        images[rank :: len(every)] = drawn
-    images = images.reshape(padded, *images.shape[2:])
+    batches = mpi.divided(_drawn, padded // BATCH, generator, z, labels, size)
+    images = np.array(batches, np.uint8).reshape(padded, size, size, generator.arch.channels)
     return images[:count], None if labels is None else labels[:count]
 
 
-def _drawn(rank, world, generator, z, labels, size):
-    """Every world-th batch of BATCH images, from this rank's first on: uint8 (batches, BATCH, size, size, C)."""
-    drawn, firsts = [], range(rank * BATCH, len(z), world * BATCH)
-    for i in firsts:
-        batch = slice(i, i + BATCH)
-        images = generate(generator, z[batch], None if labels is None else labels[batch])
-        drawn.append(data.to_uint8(images, size))
-        if rank == 0:
-            progress("drawing", min(i + world * BATCH, len(z)), len(z))
-    return np.array(drawn, np.uint8).reshape(len(firsts), BATCH, size, size, generator.arch.channels)
+def _drawn(k, generator, z, labels, size):
+    """The k-th batch of BATCH images: uint8 (BATCH, size, size, C)."""
+    batch, (rank, world) = slice(k * BATCH, (k + 1) * BATCH), launched()
+    images = generate(generator, z[batch], None if labels is None else labels[batch])
+    if rank == 0:
+        progress("drawing", min((k + world) * BATCH, len(z)), len(z))
+    return data.to_uint8(images, size)
 
 
 def latents(generator, count, seed, truncation=None):

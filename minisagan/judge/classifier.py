@@ -102,20 +102,16 @@ class Classifier(nn.Module):
         if launched()[1] > 1:
             dataset = replace(dataset, images=dataset.images[indices], labels=dataset.labels[indices])
             indices = np.arange(len(indices))
-        every = mpi.spread(_looked, self, dataset, indices)
-        found = [every[k % len(every)][k // len(every)] for k in range(-(-len(indices) // LOOK))]
+        found = mpi.divided(_looked, -(-len(indices) // LOOK), self, dataset, indices)
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
-def _looked(rank, world, net, dataset, indices):
-    """What `net` finds in every world-th batch of LOOK images, from this rank's first on: a pair for each."""
-    found = []
+def _looked(k, net, dataset, indices):
+    """What `net` finds in the k-th batch of LOOK images: features and probabilities."""
     with no_tape():
-        for start in range(rank * LOOK, len(indices), world * LOOK):
-            x, _ = data.batch(dataset, indices[start : start + LOOK])
-            h = net.features(x)
-            found.append((h.data, ops.softmax(net.output(h)).data))
-    return found
+        x, _ = data.batch(dataset, indices[k * LOOK : (k + 1) * LOOK])
+        h = net.features(x)
+        return h.data, ops.softmax(net.output(h)).data
 
 
 def splits(dataset, data_dir=None):

@@ -74,6 +74,16 @@ def _spread(function, *args):
     comm().gather(function(*launched(), *args))
 
 
+def divided(function, count, *args):
+    """On rank 0: [function(k, *args) for k in range(count)], of which each rank computes every world-th."""
+    every = spread(_share, function, count, *args)
+    return [every[k % len(every)][k // len(every)] for k in range(count)]
+
+
+def _share(rank, world, function, count, *args):
+    return [function(k, *args) for k in range(rank, count, world)]
+
+
 def end(code):
     """On rank 0, when the program ends: let the others end, too; by force if they can't be told any more."""
     with contextlib.suppress(Fault):  # without MPI each rank has ended with that error
