@@ -4,9 +4,9 @@ import numpy as np
 
 from minisagan import cuda, data, nn, rng
 from minisagan.autograd import no_tape
-from minisagan.data.download import progress
 from minisagan.launcher import launched
 from minisagan.processes import mpi
+from minisagan.stderr import progress
 
 BATCH = 16  # images that `draw` makes at a time
 STANDING_BATCHES = 16  # over which a generator's batch statistics are taken

@@ -384,7 +384,7 @@ def test_missing_files_are_downloaded_where_load_finds_them(tmp_path, mnist, mon
         asked.extend(files)
         put(folder, {file: zipped[file.removesuffix(".gz")] for file in files})
 
-    monkeypatch.setattr(idx, "fetch", fetch)
+    monkeypatch.setattr(download, "fetch", fetch)
     put(tmp_path / "mnist", {LABELS: raw[LABELS]})
     np.testing.assert_array_equal(data.load("mnist", tmp_path).images[..., 0], images)
     data.load("mnist", tmp_path)

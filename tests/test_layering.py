@@ -12,13 +12,15 @@ import minisagan
 
 # Of modules that share a `*`, none imports another. A folder's own name stands for its __init__.py.
 ORDER = [
-    *("errors", "files", "launcher", "kinks", "cuda", "processes", "cpu", "batch", "processes.fork", "processes.mpi"),
+    *("errors", "files", "stderr", "launcher", "kinks", "cuda", "processes", "cpu", "batch"),
+    *("processes.fork", "processes.mpi"),
     *("primitives", "autograd", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.augment", "ops.batch_norm", "ops.conv"),
     *("ops.cross_entropy", "ops.embedding", "ops.hinge", "ops.resample", "ops.spectral"),
     *("ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda"),
-    *("data.download", "data.decode", "data.scan", "data.labels", "data.parts", "data.pool", "data.pixels"),
+    *("data.places", "data.reading", "data.download"),
+    *("data.decode", "data.scan", "data.labels", "data.parts", "data.pool", "data.pixels"),
     *("data.idx", "data.*"),
     *("data", "config"),
     *("gradcheck", "init", "nn", "models", "sampling", "measures", "variety"),

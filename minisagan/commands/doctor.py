@@ -9,7 +9,7 @@ import click
 from minisagan import __version__, cpu, cuda, data, parity, selfcheck
 from minisagan.commands import hardware
 from minisagan.data import cifar, idx
-from minisagan.data.download import locate
+from minisagan.data.places import locate
 from minisagan.launcher import launched
 from minisagan.processes import mpi
 

@@ -11,7 +11,7 @@ import tarfile
 
 import numpy as np
 
-from minisagan.data.download import fetch, locate
+from minisagan.data.places import locate
 from minisagan.errors import DataError
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
@@ -32,6 +32,8 @@ def load(where, split):
     if not locate(where, "cifar10", [FILE]) and locate(where, "cifar10", MEMBERS[split]):
         return _unpacked(where, split)
     if not locate(where, "cifar10", [FILE]):
+        from minisagan.data.download import fetch  # not above: 3 MB of modules for the network
+
         try:
             fetch({FILE: KNOWN}, MIRRORS, where / "cifar10")
         except DataError as error:

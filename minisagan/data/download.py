@@ -7,30 +7,16 @@ https never goes on as http.
 
 import hashlib
 import os
-import sys
 import time
 from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, build_opener
 
 from minisagan.errors import DataError
+from minisagan.stderr import progress
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
-
-
-TORCHVISION = {  # the folders in which torchvision keeps them
-    "mnist": "MNIST/raw",
-    "fashion-mnist": "FashionMNIST/raw",
-    "kmnist": "KMNIST/raw",
-    "emnist": "EMNIST/raw",
-}
-
-
-def locate(where, name, files):
-    """The first of `files`, names of one thing, in the folder `name`, torchvision's, or right in `where`; or None."""
-    paths = (where / folder / file for folder in (name, TORCHVISION.get(name, name), "") for file in files)
-    return next((path for path in paths if path.is_file()), None)
 
 
 def fetch(files, mirrors, folder):
@@ -80,10 +66,3 @@ class _NeverToPlainHttp(HTTPRedirectHandler):
         if request.type == "https" and not url.lower().startswith("https:"):
             raise URLError(f"refused to go on from https to {url}")
         return super().redirect_request(request, reply, code, message, headers, url)
-
-
-def progress(what, done, total):
-    """A line on stderr, written over and over until it is done; nothing where stderr is no terminal."""
-    if sys.stderr.isatty():
-        end = "\n" if done == total else "\r"
-        print(f"{what} {100 * done // total:3d} %", end=end, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ import zlib
 
 import numpy as np
 
-from minisagan.data.download import TORCHVISION, fetch, locate
+from minisagan.data.places import TORCHVISION, locate
 from minisagan.errors import DataError
 
 TYPES = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
@@ -76,7 +76,10 @@ def load(name, where, split):
     files = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
     known = dict(zip(files, FILES[name, split], strict=True))
     missing = [file for file in files if not locate(where, name, spellings(file))]
-    fetch({f"{file}.gz": known[file][:2] for file in missing}, MIRRORS[name], where / name)
+    if missing:
+        from minisagan.data.download import fetch  # not above: 3 MB of modules for the network
+
+        fetch({f"{file}.gz": known[file][:2] for file in missing}, MIRRORS[name], where / name)
 
     paths = [locate(where, name, spellings(file)) for file in files]
     images, images_sha256 = _read(paths[0], 3, name, *known[files[0]][1:])  # (N, 28, 28)

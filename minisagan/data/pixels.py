@@ -19,8 +19,8 @@ from io import BytesIO, StringIO
 import numpy as np
 
 from minisagan.data import parts
-from minisagan.data.download import progress
 from minisagan.data.pool import decoded
+from minisagan.stderr import progress
 
 RECIPE = 2  # raise it when the same files give other pixels: old caches are then left alone
 CHUNK = 256  # images between two lines of the journal

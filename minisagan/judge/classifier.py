@@ -27,13 +27,13 @@ import numpy as np
 
 from minisagan import data, nn, ops, rng
 from minisagan.autograd import Tensor, grad, no_tape
-from minisagan.data.download import progress
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.init import Init
 from minisagan.launcher import launched
 from minisagan.optim import Adam
 from minisagan.processes import mpi
 from minisagan.run import checkpoint
+from minisagan.stderr import progress
 
 FEATURES = 128
 RECIPE = 1  # raise it when the same images and the numbers below give another classifier
