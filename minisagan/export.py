@@ -27,6 +27,7 @@ from minisagan import __version__, cpu, nn
 from minisagan.autograd import Tensor, no_tape
 from minisagan.data import to_uint8
 from minisagan.errors import Fault, UsageError
+from minisagan.module import Module
 from minisagan.ops.batch_norm import EPS
 from minisagan.sampling import generate, latents
 
@@ -56,7 +57,7 @@ def _folded(module, path):
             yield f"{at}.w", np.moveaxis(child.weight().data, (-1, -2), (0, 1))  # (..., C, O) -> (O, C, ...)
             if child.b is not None:
                 yield f"{at}.b", child.b.data
-        elif isinstance(child, nn.Module):
+        elif isinstance(child, Module):
             yield from _folded(child, f"{at}.")
         elif isinstance(child, Tensor):
             yield at, child.data

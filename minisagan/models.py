@@ -12,7 +12,8 @@ import numpy as np
 from minisagan import ops
 from minisagan.autograd import Tensor
 from minisagan.init import Init
-from minisagan.nn import BatchNorm, Conv, DownBlock, Embedding, Linear, Module, SelfAttention, UpBlock, spectral_weights
+from minisagan.module import Module
+from minisagan.nn import BatchNorm, Conv, DownBlock, Embedding, Linear, SelfAttention, UpBlock, spectral_weights
 
 
 class Generator(Module):

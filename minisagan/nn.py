@@ -1,71 +1,18 @@
 """Layers: modules that own parameters (Tensors) and state (arrays), and put ops together.
 
-A module's parameters and buffers are named by the path of attributes that leads to them (`up8.conv1.w`), in the order
-of their creation: those names are the ones in checkpoints. `training` means that batch norm normalises by the batch
-(else by its running statistics), and that spectral norm's u takes a step of power iteration.
+While a module is `training`, batch norm normalises by the batch (else by its running statistics), and spectral norm's
+u takes a step of power iteration.
 """
 
 from contextlib import contextmanager
 
 import numpy as np
 
-from minisagan import cuda, ops
-from minisagan.autograd import Tensor
+from minisagan import ops
 from minisagan.errors import UsageError
+from minisagan.module import Module
 from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
-
-
-class Module:
-    """Finds the parameters, buffers and modules among its attributes."""
-
-    training = True
-
-    def parameters(self):
-        """All Tensors, name -> Tensor."""
-        return dict(self._named(Tensor))
-
-    def buffers(self):
-        """All state that is no parameter (u, running mean and variance), name -> array."""
-        return dict(self._named(cuda.arrays()))
-
-    def to(self, like):
-        """Move all parameters and buffers to where the array `like` lies, on the CPU or the GPU; returns itself."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                value.data = np.asarray(value.data, like=like)
-            elif isinstance(value, Module):
-                value.to(like)
-            elif isinstance(value, cuda.arrays()):
-                setattr(self, name, np.asarray(value, like=like))
-        return self
-
-    def train(self, training=True):
-        """Set the mode of this module and all inside it; returns itself."""
-        self.training = training
-        for child in vars(self).values():
-            if isinstance(child, Module):
-                child.train(training)
-        return self
-
-    def eval(self):
-        """Running statistics, u at rest: the same input gives the same output, bit for bit."""
-        return self.train(False)
-
-    def modules(self, kind):
-        """All modules of this kind, this one included."""
-        if isinstance(self, kind):
-            yield self
-        for child in vars(self).values():
-            if isinstance(child, Module):
-                yield from child.modules(kind)
-
-    def _named(self, kind):
-        for name, value in vars(self).items():
-            if isinstance(value, kind):
-                yield name, value
-            elif isinstance(value, Module):
-                yield from ((f"{name}.{rest}", found) for rest, found in value._named(kind))
 
 
 class Layer(Module):

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from minisagan import cpu, cuda, data, ops, processes, rng, team
+from minisagan import cpu, cuda, ops, processes, team
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import Diverged, UsageError
 from minisagan.init import Init
+from minisagan.inputs import Inputs
 from minisagan.models import Discriminator, Generator, packed
 from minisagan.optim import EMA, Adam, flatten
-from minisagan.sampling import noise, take_statistics
+from minisagan.sampling import take_statistics
 
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d_real, d_fake: D's mean scores
 
@@ -98,11 +99,9 @@ class Training:
             )
         cpu.start()
         self.config, self.dataset, self.step = config, dataset, 0
-        self.source = dataset  # of batches
         self.sampled_at = None  # the step for which the averaged generator's statistics were measured
-        if gpu:
-            self.source = replace(dataset, images=cuda.put(dataset.images), labels=cuda.put(dataset.labels))
-        arch, here = config.architecture, self.source.images
+        source = replace(dataset, images=cuda.put(dataset.images), labels=cuda.put(dataset.labels)) if gpu else dataset
+        arch, here = config.architecture, source.images
         init = Init(config.seed, arch.init)
         self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
         self.average = Generator(arch, Init(config.seed, arch.init)).to(here)  # the same first weights
@@ -110,9 +109,8 @@ class Training:
         self.adam_g = Adam(self.G.parameters(), config.lr_g, steps=config.steps, **same)
         self.adam_d = Adam(self.D.parameters(), config.lr_d, steps=config.steps * config.d_steps, **same)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
-        sizes = config.accumulate, config.micro.batch_size
+        self.inputs, sizes = Inputs(config, dataset, source), (config.accumulate, config.micro.batch_size)
         self.indices = np.zeros(sizes, np.int64, like=here)  # which images the next step of D sees, in micro-batches
-        self.by_class = data.by_class(dataset.labels if arch.classes else 0 * dataset.labels) if arch.pack > 1 else None
         self.losses = np.zeros((config.accumulate, len(LOSSES)), np.float32, like=here)  # of the last steps
         self.step_d, self.step_g = self._step_d, self._step_g
         if gpu and graph:
@@ -148,7 +146,7 @@ class Training:
         """Losses and scores of `count` steps from this one on, of each process: (count, world, *losses.shape)."""
         c = self.config
         batches = c.d_steps * c.accumulate  # that D sees in a step
-        order = [self._seen(step * batches + i) for i in range(count * batches)]
+        order = [self.inputs.seen(step * batches + i) for i in range(count * batches)]
         order = np.asarray(np.reshape(order, (count, c.d_steps, *self.indices.shape)), like=self.indices)
         history = np.empty((count, processes.world(), *self.losses.shape), np.float32, like=self.losses)
         for k in range(count):
@@ -159,48 +157,18 @@ class Training:
             history[k] = processes.gather(self.losses)
         return history
 
-    def _seen(self, t):
-        """Which images D's micro-batch t sees, (n,): the next ones, each with those that D sees at once with it."""
-        c, k = self.config.micro, self.config.architecture.pack
-        n = c.batch_size // k
-        indices = data.batch_indices(t * n, n, len(self.dataset), c.seed)
-        more = data.companions(indices, k - 1, self.by_class, c.seed, t) if k > 1 else []
-        return np.concatenate([indices, *more])
-
     # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
 
     def _step_d(self):
-        for k, t in enumerate(self._counted(self.adam_d.t)):
-            self.losses[k, 0], self.losses[k, 1], self.losses[k, 2] = self._micro_d(self.indices[k], t)
+        for k, t in enumerate(self.inputs.micro_batches(self.adam_d.t)):
+            given = self.inputs.of_d(self.indices[k], t)
+            self.losses[k, 0], self.losses[k, 1], self.losses[k, 2] = discriminator_step(
+                self.G, self.D, self.adam_d, *given
+            )
 
     def _step_g(self):
-        for k, t in enumerate(self._counted(self.adam_g.t)):
-            (self.losses[k, 3],) = self._micro_g(t)
-
-    def _counted(self, t):
-        """The numbers of the micro-batches of step t, by which noise is drawn: as if each were a batch."""
-        K = self.config.accumulate
-        return [t * K + k for k in range(K)] if K > 1 else [t]  # which is an array: nothing to launch on a GPU
-
-    def _micro_d(self, indices, t):
-        c, share = self.config.micro, processes.share
-        flip = c.flip and not c.augment
-        flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if flip else None
-        images, labels = data.batch(self.source, share(indices), share(flips))
-        z, fake_labels = map(share, noise(c, rng.Stream.Z_D, rng.Stream.LABELS_D, t))
-        labels = None if fake_labels is None else labels
-        draws = [self._draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
-        return discriminator_step(self.G, self.D, self.adam_d, images, labels, z, fake_labels, draws)
-
-    def _micro_g(self, t):
-        z, labels = map(processes.share, noise(self.config.micro, rng.Stream.Z_G, rng.Stream.LABELS_G, t))
-        draws = self._draws(rng.Stream.AUGMENT_G, t)
-        return generator_step(self.G, self.D, self.adam_g, self.ema, z, labels, draws)
-
-    def _draws(self, stream, t):
-        """By what this process's images are augmented, if they are: (n, 4), or (n, 5) where they may be mirrored."""
-        c = self.config.micro
-        return processes.share(rng.uniform((c.batch_size, 4 + c.flip), c.seed, stream, t)) if c.augment else None
+        for k, t in enumerate(self.inputs.micro_batches(self.adam_g.t)):
+            (self.losses[k, 3],) = generator_step(self.G, self.D, self.adam_g, self.ema, *self.inputs.of_g(t))
 
     def complete(self):
         """Have all arrays here. MPI's other ranks keep what they alone update until somebody wants to read it."""

@@ -16,6 +16,7 @@ from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import Diverged
 from minisagan.init import Init
 from minisagan.judge import classifier
+from minisagan.module import Module
 
 CLAIMS = Path(__file__).parents[1] / "examples" / "claims"
 sys.path.insert(0, str(CLAIMS))
@@ -197,7 +198,7 @@ def test_plans_are_fair():
 
 
 def test_sigma_is_the_largest_singular_value():
-    net = nn.Module()
+    net = Module()
     net.one, net.two = (nn.Linear(Init(0), 3, 2) for _ in range(2))
     net.one.w.data[...] = [[3, 0], [0, 1], [0, 0]]
     net.two.w.data[...] = [[0, 12], [1, 0], [0, 0]]

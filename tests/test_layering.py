@@ -23,7 +23,7 @@ ORDER = [
     *("data.decode", "data.scan", "data.labels", "data.parts", "data.pool", "data.pixels"),
     *("data.idx", "data.*"),
     *("data", "config"),
-    *("gradcheck", "init", "nn", "models", "sampling", "measures", "variety"),
+    *("gradcheck", "init", "module", "nn", "models", "sampling", "inputs", "measures", "variety"),
     *("selfcheck.table", "selfcheck.*", "selfcheck"),
     *("run", "run.checkpoint", "run.lockfile", "judge", "judge.metrics", "judge.classifier", "judge.evaluation"),
     *("look", "look.words", "look.server", "look.pictures", "look.plot", "look.attention_maps", "look.interpolation"),

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisagan import batch, cpu, nn, ops, parity, processes
+from minisagan import batch, cpu, ops, parity, processes
 from minisagan.autograd import Tensor, grad
 from minisagan.config import Architecture, Config
 from minisagan.errors import Fault, UsageError
 from minisagan.init import Init
 from minisagan.measures import measure
+from minisagan.module import Module
 from minisagan.optim import Adam
 from minisagan.processes import fork
 from minisagan.train import Training, descend
@@ -99,7 +100,7 @@ def test_a_sum_over_the_batch_has_one_order_however_many_processes_share_it(monk
         assert total.tolist() == whole.tolist()
 
 
-class Scaled(nn.Module):
+class Scaled(Module):
     """Somebody's own layer, y = relu(x @ w) a b + c: one op of it and the loss are by one who knows no processes."""
 
     def __init__(self, dtype):

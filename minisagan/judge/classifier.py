@@ -30,6 +30,7 @@ from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.init import Init
 from minisagan.launcher import launched
+from minisagan.module import Module
 from minisagan.optim import Adam
 from minisagan.processes import mpi
 from minisagan.run import checkpoint
@@ -42,7 +43,7 @@ SHIPPED = Path(__file__).parent / "classifiers"
 LOOK = 250  # images looked at together
 
 
-class Block(nn.Module):
+class Block(Module):
     """A layer without bias or spectral norm, then batch norm and ReLU: (N, H, W, C) -> (N, H', W', O)."""
 
     def __init__(self, init, inputs, outputs, kernel=3, op=ops.conv):
@@ -53,7 +54,7 @@ class Block(nn.Module):
         return self.norm(self.conv(x))
 
 
-class Classifier(nn.Module):
+class Classifier(Module):
     """Images (N, S, S, channels) in [-1, 1] -> logits (N, classes); S = 32, 64, ... as in models.
 
     `accuracy`: the share of the test images that it names right; `tested`: how many those were.

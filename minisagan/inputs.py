@@ -1,0 +1,56 @@
+"""What the steps of a training are given: images and classes of the data, noise, and the draws that augment images.
+
+All of it follows from the config, the data and the number of the step, so that a resumed run is given what the
+uninterrupted one was. Each process that shares a batch draws for all of it, and takes its share.
+"""
+
+import numpy as np
+
+from minisagan import data, processes, rng
+from minisagan.sampling import noise
+
+
+class Inputs:
+    """The inputs of micro-batches t = 0, 1, ..., in the order of the arguments of train's steps.
+
+    `dataset` has the labels on the host; `source` is the same data where the networks are.
+    """
+
+    def __init__(self, config, dataset, source):
+        self.config, self.source, self.size = config, source, len(dataset)
+        arch = config.architecture
+        self.by_class = data.by_class(dataset.labels if arch.classes else 0 * dataset.labels) if arch.pack > 1 else None
+
+    def seen(self, t):
+        """Which images D sees, (n,): the next ones of the data, each with those that D sees at once with it."""
+        c, k = self.config.micro, self.config.architecture.pack
+        n = c.batch_size // k
+        indices = data.batch_indices(t * n, n, self.size, c.seed)
+        more = data.companions(indices, k - 1, self.by_class, c.seed, t) if k > 1 else []
+        return np.concatenate([indices, *more])
+
+    def micro_batches(self, t):
+        """The numbers of the micro-batches of step t of an optimiser."""
+        K = self.config.accumulate
+        return [t * K + k for k in range(K)] if K > 1 else [t]  # which is an array: nothing to launch on a GPU
+
+    def of_d(self, indices, t):
+        """Of a step of D that sees these images: (images, labels, z, fake_labels, draws)."""
+        c, share = self.config.micro, processes.share
+        flip = c.flip and not c.augment
+        flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if flip else None
+        images, labels = data.batch(self.source, share(indices), share(flips))
+        z, fake_labels = map(share, noise(c, rng.Stream.Z_D, rng.Stream.LABELS_D, t))
+        labels = None if fake_labels is None else labels
+        draws = [self._draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
+        return images, labels, z, fake_labels, draws
+
+    def of_g(self, t):
+        """Of a step of G: (z, labels, draws)."""
+        z, labels = map(processes.share, noise(self.config.micro, rng.Stream.Z_G, rng.Stream.LABELS_G, t))
+        return z, labels, self._draws(rng.Stream.AUGMENT_G, t)
+
+    def _draws(self, stream, t):
+        """By what this process's images are augmented, if they are: (n, 4), or (n, 5) where they may be mirrored."""
+        c = self.config.micro
+        return processes.share(rng.uniform((c.batch_size, 4 + c.flip), c.seed, stream, t)) if c.augment else None
