@@ -25,9 +25,10 @@ _WALKED = object()  # in place of the vjp of a node that a grad() has passed
 class Tensor:
     """An array on the tape: `data`, the `parents` it was computed from, and the `vjp` that leads back to them.
 
-    A leaf (a weight, an input) has no parents. `vjp(g, needs)` takes the cotangent of this tensor and one bool for
-    each parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed). `op` is
-    the name of what computed it, for those who count and time.
+    Its operators (+, @, ...) come from ops/arithmetic.py. A leaf (a weight, an input) has no parents.
+    `vjp(g, needs)` takes the cotangent of this tensor and one bool for each parent, and returns one cotangent for each
+    parent, of the parent's shape (anything where not needed). `op` is the name of what computed it, for those who count
+    and time.
     """
 
     __slots__ = ("data", "parents", "vjp", "op", "birth", "__weakref__")  # the last one lets tests watch tensors die

@@ -28,8 +28,9 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels, draws=(None, 
 
     D has no batch norm, so the two halves do not see each other, and its spectral norm's u moves once. G runs without
     a tape, but in training mode: its u and running statistics move here, too. Labels are None for unconditional
-    networks. A D of packs of k sees the images i, n/k + i, ... together (`packed`). `draws`, of the real and of the
-    generated images, are for `augmented`. Returns (loss, mean D(real), mean D(fake)).
+    networks. A D of packs of k sees the images i, n/k + i, ... together (`packed`). `draws`, a pair for real and
+    generated images, each (n, 4 or 5) in [0, 1) or None, are for `augmented`.
+    Returns (loss, mean D(real), mean D(fake)).
     """
     G.train()
     D.train()
@@ -67,10 +68,10 @@ def augmented(x, draws):
 def descend(loss, network, adam):
     """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
-    An Adam that accumulates makes one for so many losses, of micro-batches, down the mean of their gradients.
-    The batch ends here. Down to the weights as the layers used them (W / sigma, biases, gains, gamma) the tape is about
-    images, and gives this process's share of the batch's gradients. The shares are summed, once. From W / sigma to W
-    the tape is about weights alone, and the same in every process.
+    The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
+    gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
+    processes, once: the batch ends there. From W / sigma to W the tape is about weights alone, the same in each.
+    An Adam that accumulates makes one step for so many losses, of micro-batches, down the mean of their gradients.
     """
     shares = grad(loss, network.used, np.full_like(loss.data, 1 / (processes.world() * adam.accumulate)))
     gradients = grad(network.used, adam.parameters, processes.total(shares))

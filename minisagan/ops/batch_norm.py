@@ -76,7 +76,7 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
     """dx (N, H, W, C), dgain and dbias (of gain's shape), from g (N, H, W, C).
 
     y (N, H, W, C) is the output of the ReLU, or None without one; `constant` says that mean and var were given. The
-    GPU's form has no y at hand, and finds from bias where the ReLU is on.
+    GPU's form does not read y, and finds anew where the ReLU is on: x is there anyway.
     """
     std = np.sqrt(var + eps)  # (C,)
     xhat = (x - mean) / std
@@ -86,8 +86,8 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
     dx = np.broadcast_to(gain, dgain.shape)[:, None, None] * g
     if not constant:
         positions = x.shape[1] * x.shape[2]  # so these are sum(gain g xhat) / m and sum(gain g) / m, (C,) each
-        along, mean = (batch.whole(gain * s).mean(0) / positions for s in (dgain, dbias))
-        dx = dx - mean - xhat * along
+        mean_gx, mean_g = (batch.whole(gain * s).mean(0) / positions for s in (dgain, dbias))
+        dx = dx - mean_g - xhat * mean_gx
     if gain.ndim == 1:
         dgain, dbias = over_images(dgain, dbias)
     return dx / std, dgain, dbias

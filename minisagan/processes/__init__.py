@@ -33,10 +33,10 @@ class Alone:
     def __init__(self, parts):
         self.parts = parts
 
-    def run(self, work, a, b):
-        """What work(a, b) returns, as a member of this group."""
+    def run(self, work, count, step):
+        """What work(count, step) returns, as a member of this group."""
         with member(self):
-            return work(a, b)
+            return work(count, step)
 
     def exchange(self, x):
         return x[None]

@@ -40,10 +40,11 @@ def sensible(cores, batch_size, parts=processes.PARTS):
 class Forks:
     """`world` processes: this one, and forks of it that wait for work.
 
-    `run(work, a, b)` calls work(a, b) (two integers) here, as one of them, while each fork calls the `work` that it was
-    made with. `state` are arrays that may change here between two runs: each run carries them to the forks first. All
-    other memory is what it was when they were forked, or shared. `nbytes` is the most that an exchange carries from
-    each. A process that dies, however it dies, is noticed by all others (Fault), and none outlives the first.
+    `run(work, count, step)` calls work(count, step), two integers, here, as one of them, while each fork calls the
+    `work` that it was made with. `state` are arrays that may change here between two runs: each run carries them to the
+    forks first. All other memory is what it was when they were forked, or shared. `nbytes` is the most that an exchange
+    carries from each. A process that dies, however it dies, is noticed by all others (Fault), and none outlives the
+    first.
     """
 
     carries = False  # arrays: those who share memory need none carried
@@ -95,15 +96,15 @@ class Forks:
         finally:
             os._exit(0)
 
-    def run(self, work, a, b):
-        """What work(a, b) returns here, while the forks do theirs; if something goes wrong here, all forks end."""
+    def run(self, work, count, step):
+        """What work(count, step) returns here, while the forks do theirs; if something goes wrong here, all end."""
         for x, carried in zip(self.state, self.carried, strict=True):
             carried[...] = x
         for peer in self.peers:
-            self._send(peer, np.array([a, b], np.int64).tobytes())
+            self._send(peer, np.array([count, step], np.int64).tobytes())
         try:
             with processes.member(self):
-                return work(a, b)
+                return work(count, step)
         except BaseException:
             self.close()
             raise

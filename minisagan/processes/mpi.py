@@ -116,9 +116,9 @@ class Ranks:
     """All processes of MPI as those that share a batch: like fork.Forks, except that each has memory of its own.
 
     `state` are small arrays that may change on rank 0 between two runs: each run carries them to the others. Where rank
-    0 calls `run(work, a, b)`, all others get `there(state, a, b)`, a function that can be found by its name, to call:
-    it calls their `follow(work, state, a, b)`. `owned` are flat arrays of which each rank has its own part only, until
-    rank 0 calls `complete`: then the others get `give()` to call, which publishes theirs.
+    0 calls `run(work, count, step)`, all others get `there(state, count, step)` to call, a function that can be found
+    by its name: it calls their `follow(work, state, count, step)`. `owned` are flat arrays of which each rank has its
+    own part only, until rank 0 calls `complete`: then the others get `give()` to call, which publishes theirs.
     """
 
     ended, carries = False, True
@@ -128,13 +128,13 @@ class Ranks:
         self.state, self.owned, self.whole = state, owned, True
         self.rank, self.world = self.comm.rank, self.comm.size
 
-    def run(self, work, a, b):
-        """What work(a, b) returns on rank 0."""
+    def run(self, work, count, step):
+        """What work(count, step) returns on rank 0."""
         global _apart
-        call(self.there, [x.copy() for x in self.state], a, b)
+        call(self.there, [x.copy() for x in self.state], count, step)
         _apart = True
         with processes.member(self):
-            found = work(a, b)
+            found = work(count, step)
         _apart = self.whole = False
         return found
 
@@ -145,11 +145,11 @@ class Ranks:
             self.publish(self.owned)
             self.whole = True
 
-    def follow(self, work, state, a, b):
+    def follow(self, work, state, count, step):
         for x, carried in zip(self.state, state, strict=True):
             x[...] = carried
         with processes.member(self):
-            work(a, b)
+            work(count, step)
 
     def carry(self, arrays):
         """Give rank 0's arrays to all: every rank calls this."""
