@@ -12,6 +12,7 @@ import mmap
 import os
 import sys
 import threading
+import warnings
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -179,6 +180,13 @@ def shared(size, dtype):
     """Zeros (size,) in memory that processes forked from this one share with it."""
     nbytes = size * np.dtype(dtype).itemsize
     return np.frombuffer(mmap.mmap(-1, max(1, nbytes)), np.uint8)[:nbytes].view(dtype)
+
+
+def fork():
+    """os.fork() without the warning of threads that Python 3.12 and later give: ours are idle then, and BLAS's end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _keep_freed_memory():

@@ -18,6 +18,7 @@ def pytest_configure(config):
     cpu.set_threads(2)  # on any machine: what threads do is tested, and in the same way
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """`pytest -n auto`: a process for each core that this one may use, but not so many that memory runs short."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 8)

@@ -14,7 +14,6 @@ import pickle
 import signal
 import sys
 import traceback
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain, repeat
@@ -78,9 +77,7 @@ def _forks(count, tasks, how):
             for k in range(count):
                 reads, writes = os.pipe()
                 files.append(os.fdopen(reads, "rb"))
-                with warnings.catch_warnings():  # Python 3.12 and later warn of threads: ours are idle, BLAS's end
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    pid = os.fork()
+                pid = cpu.fork()
                 if not pid:
                     _serve(files, writes, lock, tasks[k::count], how)
                 os.close(writes)

@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 
 import numpy as np
 
@@ -56,9 +55,7 @@ class Forks:
         pairs = {(a, b): socket.socketpair() for b in range(world) for a in range(b)}
         self.forks = []
         for number in range(1, world):
-            with warnings.catch_warnings():  # Python 3.12 and later warn of threads: ours are idle, BLAS's end
-                warnings.simplefilter("ignore", DeprecationWarning)
-                fork = os.fork()
+            fork = cpu.fork()
             if not fork:
                 self._serve(number, pairs, work)
             self.forks.append(fork)
