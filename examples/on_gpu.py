@@ -11,6 +11,10 @@
     floor         what this GPU can't go below: the floating-point operations that the fused networks need over its rate
                   in one large product, and the bytes that have to be moved over its rate in one large copy
     memory        what each of them took
+    scaling       with several GPUs and an mpiexec, ranks with a GPU each: are the bits of 2, 4, ... those of one? In
+                  attention cuBLAS might multiply fewer images in another way, and CuPy's sums might add in another
+                  order. Do NCCL's calls get into graphs, and do the ranks end after that? And how long is a step of a
+                  batch that they share, and of one that grows with them?
 
 Beside it: minisagan gradcheck --device cuda, and pytest -m gpu. What is about minisagan here was tried on the tests'
 emulation of a GPU, on a CPU; what is about PyTorch, and all times, await a GPU.
@@ -18,11 +22,16 @@ emulation of a GPU, on a CPU; what is about PyTorch, and all times, await a GPU.
 
 import gc
 import importlib.util
+import json
 import platform
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 import numpy as np
@@ -35,12 +44,14 @@ from minisagan.config import Architecture, Config
 from minisagan.errors import Fault
 from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
+from minisagan.run import checkpoint
 from minisagan.train import Training
 
 NETS = {  # name -> networks, batch; the paper's have 1,000 classes, and attention at 32x32
     "mnist": (Architecture(), 64),
     "paper128": (Architecture(size=128, channels=3, width=64, classes=1000, attention=32), 64),
 }
+MPIEXEC = shutil.which("mpiexec") or shutil.which(Path(sys.executable).with_name("mpiexec"))
 TWINS = ("eager", "graphs", "compiled", "compiled, graphs")
 SAMPLE = 2  # images by which the work of a step is counted: it grows with the batch, but for the weights' part
 
@@ -58,7 +69,7 @@ def main(nets, steps, with_torch, where):
         raise click.ClickException(str(error)) from error
     with_torch = with_torch and importlib.util.find_spec("torch") is not None
     times = (fast(*NETS[net], net, steps, with_torch) for net in nets)
-    for section in (about(where), correct(parity.SMALL), *times):
+    for section in (about(where), correct(parity.SMALL), *times, scaling()):
         for line in section:
             click.echo(line)
         click.echo()
@@ -119,6 +130,38 @@ def fast(arch, batch, name, steps, with_torch):
         for label, seconds in found.items():
             if ours and label.startswith("PyTorch"):
                 yield f"  minisagan's graphs take {ours[0] / seconds[0]:.2f} of the time of {label}"
+
+
+def scaling(steps=20, batch=64, network=("--size", 128, "--width", 64)):
+    """Bits of 1, 2, 4, ... ranks with a GPU each after so many steps; times of a batch shared, and of one each."""
+    there = cuda.cupy().cuda.runtime.getDeviceCount()
+    counts = [count for count in (1, 2, 4, 8) if count <= there]
+    yield f"Ranks with a GPU each, GPUs here: {there}"
+    if there == 1 or not MPIEXEC:
+        yield "  not measured: that takes two GPUs and an mpiexec (pip install mpich mpi4py)"
+        return
+    bits, times = {}, {}
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            ranked(count, "train", "--steps", steps, "--sample-every", 0, "--out", Path(folder, "run"))
+            tensors, _ = checkpoint.load(checkpoint.newest(Path(folder, "run", "checkpoints")))
+            bits[count] = {name: x.tobytes() for name, x in tensors.items()}
+        for kind, images in (("shared", batch), ("each", batch * count)):
+            facts = json.loads(ranked(count, "bench", *network, "--batch-size", images, "--json"))
+            times[count, kind] = facts["step_ms"]
+        shared, each = times[count, "shared"], times[count, "each"]
+        yield (
+            f"  {count}: the bits of one? {_verdict(bits[count] == bits[1])}; a batch of {batch} {shared:.2f} ms, "
+            f"{times[1, 'shared'] / shared:.2f} times as fast as one; {batch} each {each:.2f} ms, "
+            f"{times[1, 'each'] / each:.0%} as efficient"
+        )
+
+
+def ranked(count, *args):
+    """What a command of minisagan on so many ranks prints."""
+    start = [MPIEXEC, "-n", count] if count > 1 else []
+    command = map(str, (*start, sys.executable, "-m", "minisagan", *args, "--device", "cuda"))
+    return subprocess.run(list(command), check=True, capture_output=True, text=True).stdout
 
 
 def measure(program, config, how, count):

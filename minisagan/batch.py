@@ -16,7 +16,7 @@ def sum(f, *arrays):
     f is called, on several threads, once for each part of the batch: of 8, images k, k + 8, ..., of which there may be
     none. So f must not use threads itself. The parts are added in halves, k to k + 4, and so on: not one bit depends on
     how many threads or processes work. Where processes share the batch, each gets the sum over its own parts, and
-    train.descend adds these. On a GPU f is called once: its kernels keep an order of their own.
+    train.descend adds these. On a GPU f is called once: its kernels keep to the same parts (`slots`).
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)
@@ -28,6 +28,15 @@ def sum(f, *arrays):
 
     cpu.parallel(body, count)
     return processes.halved(parts)
+
+
+def slots(least=1):
+    """How many sums a GPU's kernel makes over these images: image i goes to sum i mod slots, and they end in halves.
+
+    There are as many as parts, and at least so many in all processes: each part then has several of them. They are the
+    rows of threads in a block, that is `rows` (`join_rows` in cuda.cu), or a block each.
+    """
+    return max(least, processes.parts()) // processes.world()
 
 
 def whole(x):

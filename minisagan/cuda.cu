@@ -7,6 +7,23 @@ typedef REAL real;
 #define WARP 32
 #define ALL_LANES 0xffffffffu
 
+__device__ inline real joined(real a, real b) { return a + b; }
+
+// What the block's threads of one x found, joined in halves, row y with y + rows / 2 and so on, for the thread of row
+// 0. blockDim.y is a power of two; a block has at most so many threads.
+template <int THREADS, typename Found>
+__device__ inline Found join_rows(Found found) {
+  __shared__ Found shared[THREADS];
+  int t = threadIdx.y * blockDim.x + threadIdx.x;
+  __syncthreads();  // what was there has been read
+  shared[t] = found;
+  for (int rows = blockDim.y / 2; rows; rows /= 2) {
+    __syncthreads();
+    if (threadIdx.y < rows) shared[t] = joined(shared[t], shared[t + rows * blockDim.x]);
+  }
+  return shared[t];
+}
+
 // The sum of v over the warp, for each of its lanes.
 __device__ inline real warp_sum(real v) {
   for (int lanes = WARP / 2; lanes; lanes /= 2) v += __shfl_xor_sync(ALL_LANES, v, lanes);

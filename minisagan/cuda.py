@@ -43,6 +43,14 @@ def cupy():
     return cupy
 
 
+@functools.cache
+def nccl():
+    """CuPy's module for NCCL, or None without that library."""
+    from cupy.cuda import nccl
+
+    return nccl if nccl.available else None
+
+
 def use(number=0):
     """Make GPU `number` and a stream of our own on it the ones that everything runs on."""
     global _stream
@@ -128,6 +136,11 @@ def _module(file, real, tf32):
 def blocks_for(count, threads=256):
     """How many blocks of `threads` give `count` elements a thread each."""
     return max(1, -(-count // threads))
+
+
+def columns_of(rows, across=32):
+    """Threads (x, y) of a block with so many rows, which has at most 1,024: as near to `across` columns as can be."""
+    return min(across, 1024 // rows), rows
 
 
 def matmul(a, b):
@@ -222,6 +235,10 @@ class Graph:
         if self.recorded is None:
             self._record()
         self.recorded.launch(_stream)
+
+    def forget(self):
+        """Give up what was recorded: whoever recorded calls of a library has to before he closes that."""
+        self.recorded = None
 
     def _record(self):
         _stream.synchronize()

@@ -25,7 +25,7 @@ def zeros(like, size):
 
 
 def put(flat, arrays, part):
-    """One launch for all networks of ours, with a table of addresses; `part` is all of it, since a GPU has one process.
+    """One launch for all networks of ours, with a table of addresses; `part` is all of it, since a GPU updates all.
 
     CuPy's own concatenate copies its table from the host, which a stream that records does not allow.
     """
@@ -37,6 +37,13 @@ def put(flat, arrays, part):
             start += x.size
         blocks = min(cuda.blocks_for(max(x.size for x in group)), 64)
         kernels("gather", (blocks, len(group)), 256, flat, table)
+
+
+def joined(arrays):
+    """The arrays, one behind the other, as a flat one of its own."""
+    flat = zeros(arrays[0], sum(x.size for x in arrays))
+    put(flat, arrays, slice(0, len(flat)))
+    return flat
 
 
 def _blocks(flat):

@@ -6,10 +6,10 @@ follow its steps. Only the data set is read by each: if one has another, nothing
 
 import weakref
 
-from minisagan import cpu, data
+from minisagan import cpu, cuda, data
 from minisagan.errors import Fault, UsageError
 from minisagan.launcher import launched, named
-from minisagan.processes import Alone, checked, fork, mpi
+from minisagan.processes import Alone, checked, fork, mpi, nccl
 
 _training = None  # on a rank above 0: the training that it has a share in
 
@@ -20,9 +20,7 @@ def size(processes, config, gpu):
     images = config.micro.batch_size // pack  # or packs of them: what each process has to have equally many of
     if processes is None:
         rank, world = launched()
-        if world > 1 and gpu:
-            raise UsageError("MPI's processes share batches on CPUs only: start one process for a GPU, or --device cpu")
-        if world > 1 and images < world * fork.FEWEST:
+        if world > 1 and not gpu and images < world * fork.FEWEST:
             least = world * fork.FEWEST * pack * config.accumulate
             raise UsageError(f"{world} processes need {least // world} images each: --batch-size {least} or more")
         processes = world if world > 1 else 1 if gpu else fork.sensible(cpu.threads(), images, config.parts)
@@ -35,21 +33,23 @@ def invite(training):
     """On rank 0 of MPI let all other ranks make this training, too; whether ranks share it. DataError if one can't."""
     rank, world = launched()
     if world > 1 and rank == 0:
-        mpi.call(_join, type(training), training.config, training.dataset.origin or training.dataset)
+        where = {"gpu": cuda.on_gpu(training.losses), "graph": isinstance(training.step_d, cuda.Graph)}
+        origin = training.dataset.origin or training.dataset
+        mpi.call(_join, type(training), training.config, origin, where, cuda.tf32)
         mpi.agree(data=training.dataset.hashes)
     return world > 1
 
 
-def _join(kind, config, origin):
+def _join(kind, config, origin, where, tf32):
     global _training
-    error, dataset, _training = None, None, None
+    error, dataset, _training, cuda.tf32 = None, None, None, tf32
     try:
         dataset = data.load(*origin) if isinstance(origin, tuple) else origin
-        training = kind(config, dataset, processes=None)
+        training = kind(config, dataset, processes=None, **where)
     except (Fault, OSError, MemoryError) as caught:
         error = f"{type(caught).__name__}: {caught}"
     if mpi.agree(error, data=getattr(dataset, "hashes", None)):
-        _training, training.team = training, _ranks(training)
+        _training = training
 
 
 def assemble(training, invited):
@@ -58,8 +58,9 @@ def assemble(training, invited):
         return Alone(training.config.parts)
     if invited:
         mpi.call(_take)
-        ranks = _ranks(training)
-        ranks.carry(training.state().values())
+        with mpi.together():
+            ranks = _ranks(training)
+            ranks.carry(training.state().values())
         return ranks
     config = training.config.micro
     # gradients are the most that they exchange, or batch norm's two numbers for each image and channel
@@ -92,10 +93,15 @@ def small(training):
 
 
 def _ranks(training):
-    return mpi.Ranks(_follow, _give, small(training), owned(training), training.config.parts)
+    here = _follow, _give, small(training)
+    if cuda.on_gpu(training.losses):
+        graphs = [step for step in (training.step_d, training.step_g) if isinstance(step, cuda.Graph)]
+        return nccl.Gpus(*here, graphs, training.config.parts)
+    return mpi.Ranks(*here, owned(training), training.config.parts)
 
 
 def _take():
+    _training.team = _ranks(_training)
     _training.team.carry(_training.state().values())
 
 

@@ -86,10 +86,10 @@ class Training:
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
-    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. On a CPU `processes`
-    processes share each batch (None: all that MPI's launcher started, else as many as suit cpu.threads() and this
-    batch), and not one bit of the weights depends on their number. The others start with the first step; later changes
-    to `state` here reach forks as well, but no other ranks of MPI.
+    data; with `graph` a step of D and one of G, after a few that just run, are one launch each. `processes` processes
+    share each batch (None: all that MPI's launcher started, on GPUs with one each, else on a CPU as many as suit
+    cpu.threads() and this batch), and not one bit of the weights depends on their number. The others start with the
+    first step; later changes to `state` here reach forks as well, but no other ranks of MPI.
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):

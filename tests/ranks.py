@@ -1,6 +1,7 @@
 """What tests of MPI share: scripts on ranks that mpiexec starts on this machine, and small trainings to run there."""
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import parity
+from minisagan import cuda, parity
 from minisagan.config import Architecture, Config
 from minisagan.train import Training
 
@@ -61,21 +62,21 @@ def script(folder, first, head=""):
     return path
 
 
-def opened(config=CONFIG, processes=1):
+def opened(config=CONFIG, processes=1, **where):
     """A training whose gates of attention are open, so that all of it matters."""
-    training = Training(config, DATA, processes=processes)
+    training = Training(config, DATA, processes=processes, **where)
     for network in (training.G, training.D):
         network.attention.gamma.data[...] = 0.5
     return training
 
 
 def digest(training):
-    return hashlib.sha256(b"".join(x.tobytes() for x in training.state().values())).hexdigest()
+    return hashlib.sha256(b"".join(cuda.to_host(x).tobytes() for x in training.state().values())).hexdigest()
 
 
-def trained(config, steps, processes=1):
+def trained(config, steps, processes=1, **where):
     """In words, what so many steps end in: the last two's losses, and a digest of all bits."""
-    training = opened(config, processes)
+    training = opened(config, processes, **where)
     return f"{training.advance(steps - 1)} {training.advance()} {digest(training)}"
 
 
@@ -87,3 +88,11 @@ def looked():
     features, probabilities = Classifier(32, 1, 3).eval().look(dataset, np.arange(600)[::-1] + 50)
     assert features.shape == (600, 128) and features.std() > 0
     return hashlib.sha256(features.tobytes() + probabilities.tobytes()).hexdigest()
+
+
+def emulated(gpus):
+    """Let this process compute on an emulated GPU, of so many on its host. It imports MPI with NCCL, not before."""
+    from emulation import cublas_stand_in, cupy_stand_in
+
+    cuda.cupy, cuda.nccl = lambda: cupy_stand_in, lambda: importlib.import_module("emulation.nccl_stand_in")
+    cuda.load_cublas, cuda.tf32, cupy_stand_in.settings.gpus = cublas_stand_in.Cublas, False, gpus

@@ -94,8 +94,9 @@ def test_a_sum_over_the_batch_has_one_order_however_many_processes_share_it(monk
         for rank in range(world):
             with processes.member(SimpleNamespace(parts=8, world=world, rank=rank)):
                 shares.append(batch.sum(add, processes.share(x)))
-        exchange = lambda x, shares=shares: np.stack(shares)
-        with processes.member(SimpleNamespace(parts=8, world=world, carries=False, exchange=exchange)):
+        group = processes.Group()
+        group.parts, group.world, group.exchange = 8, world, lambda x, shares=shares: np.stack(shares)
+        with processes.member(group):
             (total,) = processes.total([shares[0]])
         assert total.tolist() == whole.tolist()
 

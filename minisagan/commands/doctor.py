@@ -11,7 +11,7 @@ from minisagan.commands import hardware
 from minisagan.data import cifar, idx
 from minisagan.data.places import locate
 from minisagan.launcher import launched
-from minisagan.processes import mpi
+from minisagan.processes import mpi, nccl
 
 PACKAGES = ("numpy", "imageio", "pillow", "click", "threadpoolctl")
 SELF_TEST = "attend"
@@ -31,8 +31,11 @@ def command():
     click.echo(f"BLAS             {cpu.blas()}")
     click.echo(f"cores            {os.cpu_count()}, used by threads: {cpu.threads()}")
     obstacle = hardware.use()
-    click.echo(f"GPU              {', '.join(hardware.gpus()) or 'none'}; {obstacle or f'used as {cuda.describe()}'}")
+    gpus = hardware.gpus()
+    named = f"{len(gpus)}: {', '.join(gpus)}" if gpus else "none"
+    click.echo(f"GPU              {named}; {obstacle or f'used as {cuda.describe()}'}")
     click.echo(f"MPI              {_ranks()}")
+    click.echo(f"NCCL             {'for GPUs alone' if obstacle else nccl.version()}")
     there = "none: no home folder; $MINISAGAN_DATA names another" if where is None else where
     click.echo(f"data folder      {there}{' (not there yet)' if where and not where.is_dir() else ''}")
     for name in data.NAMES:

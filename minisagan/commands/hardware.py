@@ -7,6 +7,8 @@ import click
 
 from minisagan import cuda
 from minisagan.errors import Fault, UsageError
+from minisagan.launcher import launched
+from minisagan.processes import nccl
 
 threads_option = click.option(
     "--threads",
@@ -41,6 +43,8 @@ def choose(name, tf32=True):
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"--device {name}: there are auto, cpu, cuda, and cuda:0, cuda:1, ...")
     cuda.tf32, number = tf32, int(number or 0)
+    if number and launched()[1] > 1:
+        raise UsageError(f"--device {name}: each of MPI's ranks has a GPU of its own, so give no number: --device cuda")
     if kind == "cpu":
         return "cpu"
     obstacle = use(number)
@@ -68,6 +72,8 @@ def use(number=0):
         cuda.load_cublas()
     except Exception as error:
         return f"GPU {number} does not work: {error}"
+    if launched()[1] > 1 and (obstacle := nccl.obstacle()):
+        return obstacle
     cuda.use(number)
     return ""
 

@@ -74,10 +74,9 @@ def matmul(a, b):
         return _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape)
 
     def of_b(g):
-        transposed = lambda a, g: product(a.swapaxes(-1, -2), g)
         if ad.ndim == bd.ndim == 2:  # the rows of a are images, and b is shared by them
-            return batch.sum(transposed, ad, g)
-        return _summed_to(transposed(ad, g), bd.shape)
+            return batch.sum(image_product, ad, g)
+        return _summed_to(product(ad.swapaxes(-1, -2), g), bd.shape)
 
     def vjp(g, needs):
         return of_a(g) if needs[0] else None, of_b(g) if needs[1] else None
@@ -88,6 +87,16 @@ def matmul(a, b):
 @primitive
 def product(a, b):
     return a @ b  # (..., M, K) @ (..., K, N) -> (..., M, N)
+
+
+@primitive
+def image_product(a, g):
+    return a.T @ g  # (N, K), (N, M) -> (K, M): a sum over images
+
+
+@primitive
+def image_sum(x):
+    return x.sum(0, keepdims=True)  # (N, ...) -> (1, ...)
 
 
 def reshape(x, shape):
@@ -148,7 +157,7 @@ def _summed(x, axes):
     """The sum over these axes, which stay with size 1; if the first is one of them, a sum over the batch."""
     if rest := tuple(axes - {0}):
         x = x.sum(axis=rest, keepdims=True)
-    return batch.sum(lambda x: x.sum(0, keepdims=True), x) if 0 in axes else x
+    return batch.sum(image_sum, x) if 0 in axes else x
 
 
 Tensor.__add__ = Tensor.__radd__ = add

@@ -5,7 +5,7 @@
 // threads of a channel find is joined in shared memory, what blocks find is joined by the next kernel; in fixed order.
 
 constexpr int GROUP = 8;
-constexpr int THREADS = 256;
+constexpr int THREADS = 256, MOST_THREADS = 1024;  // of a block; of one that has a row of threads for each slot
 
 struct Moments {  // of some values: their number, mean, and sum of squared deviations from it
   real n, mean, square;
@@ -16,25 +16,12 @@ struct Sums {  // over some rows: of g, and of g xhat
 };
 
 // Of two sets of values together: Chan, Golub and LeVeque 1979.
-__device__ inline Moments join(Moments a, Moments b) {
+__device__ inline Moments joined(Moments a, Moments b) {
   real n = a.n + b.n, share = n > 0 ? b.n / n : real(0), delta = b.mean - a.mean;
   return {n, a.mean + share * delta, a.square + b.square + delta * delta * a.n * share};
 }
 
-__device__ inline Sums join(Sums a, Sums b) { return {a.g + b.g, a.gx + b.gx}; }
-
-// All that the threads of one channel found, for its thread in the first row; blockDim.y is a power of two.
-template <typename Found>
-__device__ inline Found join_rows(Found found) {
-  __shared__ Found shared[THREADS];
-  int t = threadIdx.y * blockDim.x + threadIdx.x;
-  shared[t] = found;
-  for (int rows = blockDim.y / 2; rows; rows /= 2) {
-    __syncthreads();
-    if (threadIdx.y < rows) shared[t] = join(shared[t], shared[t + rows * blockDim.x]);
-  }
-  return shared[t];
-}
+__device__ inline Sums joined(Sums a, Sums b) { return {a.g + b.g, a.gx + b.gx}; }
 
 // What a thread needs of its channel c in image n. gain and bias are (C,), stride 0, or (N, C), stride C.
 struct Channel {
@@ -52,11 +39,15 @@ __device__ inline void load(real (&values)[GROUP], const real* __restrict__ x, i
   for (int i = 0; i < GROUP; i++, row += blockDim.y) values[i] = row < end ? x[size_t(row) * C] : real(0);
 }
 
-// Moments of the `step` rows of x (rows, C) from blockIdx.y on: means and squares (chunks, C).
-extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict__ means, real* __restrict__ squares,
-                                   int rows, int C, int step) {
-  int c = THREAD, first = blockIdx.y * step, end = min(first + step, rows);
+// Where image n of the whole batch is among all that `world` processes have, N images each: process n mod world has it.
+__device__ inline int place(int n, int N, int world) { return n % world * N + n / world; }
+
+// Moments of chunks, `step` positions of an image: both (N, 2, chunks, C), means and squares.
+extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict__ both, int P, int C, int step) {
+  int c = THREAD, image = blockIdx.z, chunk = blockIdx.y, chunks = gridDim.y, first = chunk * step;
+  int end = min(first + step, P);
   Moments all = {0, 0, 0};
+  x += size_t(image) * P * C;
   if (c < C)
     for (int row = first + threadIdx.y; row < end; row += GROUP * blockDim.y) {
       real values[GROUP], n = min(GROUP, (end - row - 1) / int(blockDim.y) + 1), sum = 0, square = 0;
@@ -64,27 +55,30 @@ extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict_
       for (real value : values) sum += value;
       for (int i = 0; i < GROUP; i++)
         if (i < n) square += (values[i] - sum / n) * (values[i] - sum / n);
-      all = join(all, {n, sum / n, square});
+      all = joined(all, {n, sum / n, square});
     }
-  all = join_rows(all);
+  all = join_rows<THREADS>(all);
   if (c < C && threadIdx.y == 0) {
-    means[blockIdx.y * C + c] = all.mean;
-    squares[blockIdx.y * C + c] = all.square;
+    both += (image * 2 * chunks + chunk) * C + c;
+    both[0] = all.mean;
+    both[chunks * C] = all.square;
   }
 }
 
-// Mean and biased variance (C,) of all `rows` rows, from the moments of chunks of `step` rows.
-extern "C" __global__ void statistics(const real* __restrict__ means, const real* __restrict__ squares,
-                                      real* __restrict__ mean, real* __restrict__ var, int rows, int C, int step) {
+// Mean and biased variance (C,) of the whole batch, from those moments of all its images, (world, N, 2, chunks, C).
+extern "C" __global__ void statistics(const real* __restrict__ both, real* __restrict__ mean, real* __restrict__ var,
+                                      int N, int world, int P, int chunks, int C, int step) {
   int c = THREAD;
   Moments all = {0, 0, 0};
   if (c < C)
-    for (int chunk = threadIdx.y; chunk * step < rows; chunk += blockDim.y)
-      all = join(all, {real(min(step, rows - chunk * step)), means[chunk * C + c], squares[chunk * C + c]});
-  all = join_rows(all);
+    for (int i = threadIdx.y; i < N * world * chunks; i += blockDim.y) {
+      int chunk = i % chunks, at = (place(i / chunks, N, world) * 2 * chunks + chunk) * C + c;
+      all = joined(all, {real(min(step, P - chunk * step)), both[at], both[at + chunks * C]});
+    }
+  all = join_rows<THREADS>(all);
   if (c < C && threadIdx.y == 0) {
     mean[c] = all.mean;
-    var[c] = all.square / rows;
+    var[c] = all.square / (real(N) * world * P);
   }
 }
 
@@ -137,11 +131,11 @@ extern "C" __global__ void sums(const real* __restrict__ x, const real* __restri
       load(gs, g + image, p, end, C);
       for (int k = 0, q = p; k < GROUP && q < end; k++, q += blockDim.y) {
         real xhat = channel.xhat(xs[k]), open = gated(gs[k], channel.y(xhat), relu);
-        all = join(all, {open, open * xhat});
+        all = joined(all, {open, open * xhat});
       }
     }
   }
-  all = join_rows(all);
+  all = join_rows<THREADS>(all);
   if (c < C && threadIdx.y == 0) {
     size_t i = (size_t(n) * gridDim.y + blockIdx.y) * C + c;
     sum_g[i] = all.g;
@@ -149,32 +143,61 @@ extern "C" __global__ void sums(const real* __restrict__ x, const real* __restri
   }
 }
 
-// From those: dbias and dgain, of gain's shape, and the means of gain g and of gain g xhat over all m rows, (C,).
+// From those the sums of image n.
+__device__ inline Sums of_image(const real* sum_g, const real* sum_gx, int n, int c, int chunks, int C) {
+  Sums image = {0, 0};
+  for (int chunk = 0; chunk < chunks; chunk++) {
+    size_t i = (size_t(n) * chunks + chunk) * C + c;
+    image = joined(image, {sum_g[i], sum_gx[i]});
+  }
+  return image;
+}
+
+// Those sums of each image, and its gain or else 1, for the other processes: (N, 3, C).
+extern "C" __global__ void image_sums(const real* __restrict__ sum_g, const real* __restrict__ sum_gx,
+                                      const real* __restrict__ gain, real* __restrict__ own, int N, int chunks, int C,
+                                      int stride) {
+  int c = THREAD % C, n = THREAD / C;
+  if (n >= N) return;
+  Sums image = of_image(sum_g, sum_gx, n, c, chunks, C);
+  own += size_t(n) * 3 * C + c;
+  own[0] = image.g;
+  own[C] = image.gx;
+  own[2 * C] = stride ? gain[n * stride + c] : real(1);
+}
+
+// dbias and dgain, of gain's shape, and the means of gain g and of gain g xhat over all m rows of the whole batch, (C,).
+// The sums of all its images are `every` (world, N, 3, C), or null where all of them are here. A block has as many rows
+// of threads as all processes together have slots.
 extern "C" __global__ void join_sums(const real* __restrict__ sum_g, const real* __restrict__ sum_gx,
-                                     const real* __restrict__ gain, real* __restrict__ dgain, real* __restrict__ dbias,
-                                     real* __restrict__ mean_g, real* __restrict__ mean_gx, int N, int chunks, int C,
-                                     int stride, int m) {
-  int c = THREAD;
-  Sums all = {0, 0};
-  if (c < C)
-    for (int n = threadIdx.y; n < N; n += blockDim.y) {
-      Sums image = {0, 0};
-      for (int chunk = 0; chunk < chunks; chunk++) {
-        size_t i = (size_t(n) * chunks + chunk) * C + c;
-        image = join(image, {sum_g[i], sum_gx[i]});
-      }
+                                     const real* __restrict__ gain, const real* __restrict__ every,
+                                     real* __restrict__ dgain, real* __restrict__ dbias, real* __restrict__ mean_g,
+                                     real* __restrict__ mean_gx, int N, int world, int chunks, int C, int stride,
+                                     real m) {
+  int c = THREAD, slots = blockDim.y / world;
+  Sums own = {0, 0}, all = {0, 0};
+  if (c < C && threadIdx.y < slots)
+    for (int n = threadIdx.y; n < N; n += slots) {
+      Sums image = of_image(sum_g, sum_gx, n, c, chunks, C);
+      own = joined(own, image);
       if (stride) {
         dbias[n * stride + c] = image.g;
         dgain[n * stride + c] = image.gx;
-        image = {gain[n * stride + c] * image.g, gain[n * stride + c] * image.gx};
+        real weight = gain[n * stride + c];
+        if (!every) all = {fma(weight, image.g, all.g), fma(weight, image.gx, all.gx)};
       }
-      all = join(all, image);
     }
-  all = join_rows(all);
+  if (c < C && every)
+    for (int n = threadIdx.y; n < N * world; n += blockDim.y) {
+      const real* image = every + size_t(place(n, N, world)) * 3 * C + c;
+      all = {fma(image[2 * C], image[0], all.g), fma(image[2 * C], image[C], all.gx)};  // rounds as it does above
+    }
+  own = join_rows<MOST_THREADS>(own);
+  all = stride || every ? join_rows<MOST_THREADS>(all) : own;
   if (c >= C || threadIdx.y) return;
   if (!stride) {
-    dbias[c] = all.g;
-    dgain[c] = all.gx;
+    dbias[c] = own.g;
+    dgain[c] = own.gx;
     all = {gain[c] * all.g, gain[c] * all.gx};
   }
   mean_g[c] = all.g / m;

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import cuda
+from minisagan import batch, cuda, processes
 
 kernels = cuda.Kernels(Path(__file__).with_name("batch_norm.cu"))
 BLOCKS = 2048  # that a kernel's work is cut into at most: a few times what a large GPU has at work at once
 
 
 def statistics(x):
-    """Mean and variance of chunks of rows, then of all: two launches."""
-    N, H, W, C = x.shape
-    x, rows = cuda.cupy().ascontiguousarray(x), N * H * W
-    (tiles, chunks, _), threads, step = _cuts(1, rows, C)
-    means, squares, mean, var = (cuda.cupy().empty(shape, x.dtype) for shape in ((chunks, C), (chunks, C), C, C))
-    kernels("moments", (tiles, chunks), threads, x, means, squares, rows, C, step)
-    kernels("statistics", *_joining(C), means, squares, mean, var, rows, C, step)
+    """Mean and variance of chunks of each image, then of all: two launches."""
+    (N, H, W, C), world = x.shape, processes.world()
+    x, P = cuda.cupy().ascontiguousarray(x), H * W
+    blocks, threads, step = _cuts(N, P, C)
+    both, mean, var = (cuda.cupy().empty(shape, x.dtype) for shape in ((N, 2, blocks[1], C), C, C))
+    kernels("moments", blocks, threads, x, both, P, C, step)
+    kernels("statistics", *_joining(C, 32), processes.gather(both), mean, var, N, world, P, blocks[1], C, step)
     return mean, var
 
 
@@ -33,15 +33,20 @@ def normalise(x, mean, var, gain, bias, eps, relu):
 def backward(g, x, mean, var, gain, bias, eps, y, constant):
     N, H, W, C = x.shape
     g, x = (cuda.cupy().ascontiguousarray(a) for a in (g, x))
-    P, stride = H * W, C * (gain.ndim == 2)
+    P, stride, world = H * W, C * (gain.ndim == 2), processes.world()
     blocks, threads, step = _cuts(N, P, C)
     inputs, sizes = (x, mean, var, gain, bias, g), (P, C, step, stride, y is not None, eps)
     sum_g, sum_gx = (cuda.cupy().empty((N, blocks[1], C), x.dtype) for _ in range(2))
     mean_g, mean_gx, dgain, dbias = (np.empty_like(a) for a in (mean, mean, gain, gain))
     dx = np.empty_like(x)
     kernels("sums", blocks, threads, *inputs, sum_g, sum_gx, *sizes)
-    joined = dgain, dbias, mean_g, mean_gx
-    kernels("join_sums", *_joining(C), sum_g, sum_gx, gain, *joined, N, blocks[1], C, stride, N * P)
+    every = None
+    if world > 1 and not constant:
+        every = cuda.cupy().empty((N, 3, C), x.dtype)
+        kernels("image_sums", cuda.blocks_for(N * C), 256, sum_g, sum_gx, gain, every, N, blocks[1], C, stride)
+        every = processes.gather(every)
+    joined, sizes_of_all = (dgain, dbias, mean_g, mean_gx), (N, world, blocks[1], C, stride, float(N * world * P))
+    kernels("join_sums", *_joining(C, world * batch.slots(32)), sum_g, sum_gx, gain, every, *joined, *sizes_of_all)
     means = (None, None) if constant else (mean_g, mean_gx)
     kernels("backward", blocks, threads, *inputs, *means, dx, *sizes)
     return dx, dgain, dbias
@@ -52,18 +57,20 @@ def update_running(running, statistics, momentum):
     kernels("update_running", cuda.blocks_for(C), 256, *running, *statistics, C, float(1 - momentum))
 
 
-def _joining(C):
-    """Blocks and threads of the kernels that join, channel by channel, what others found."""
-    return -(-C // 8), (8, 32)
+def _joining(C, rows):
+    """Blocks and threads, in so many rows, of the kernels that join, channel by channel, what others found."""
+    threads = cuda.columns_of(rows, across=8)
+    return -(-C // threads[0]), threads
 
 
 def _cuts(images, positions, C):
     """How a kernel's work is cut: blocks (of channels, of positions, images), their threads, positions in a block.
 
-    A thread has eight positions at once, and goes on to more only where that would make too many blocks.
+    A thread has eight positions at once, and goes on to more only where that would make too many blocks, counted over
+    all processes: so the cuts do not depend on how many share the batch.
     """
     across = min(32, 1 << (C - 1).bit_length())
     tiles, down = -(-C // across), 256 // across
-    chunks = max(1, min(-(-positions // (8 * down)), BLOCKS // (tiles * images)))
+    chunks = max(1, min(-(-positions // (8 * down)), BLOCKS // (tiles * images * processes.world())))
     step = -(-positions // chunks)
     return (tiles, -(-positions // step), images), (across, down), step

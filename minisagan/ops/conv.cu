@@ -19,7 +19,7 @@
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
   int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
-  int each;             // in outer: how many of g's pixels are in a partial sum
+  int slots, each;      // in outer: partial sum z is of slot z mod slots, and of `each` pixels of its images
 };
 
 constexpr int K = 64 / sizeof(real), ROWS = 512 / sizeof(real), THREADS = 128;
@@ -452,21 +452,24 @@ struct Pixel {
   }
 };
 
-// A's rows are the (i, j, c), and what they see of x from each of g's pixels; B is g. A block sums pixels p to end - 1.
+// A's rows are the (i, j, c), and what they see of x from each of g's pixels; B is g. A block sums pixels p to end - 1 of
+// its slot's, which has the images slot, slot + slots, ... (batch.slots).
 template <int COLUMNS, bool A_FOURS, bool B_FOURS>
 struct Outer {
   using TileA = Tile<ROWS, false>;
   using TileB = Tile<COLUMNS, false>;
   const real *x, *g;
   Shape s;
-  int p, end;                 // p: the pixel that this thread copies of both, since its k is the same in both
+  static constexpr bool ALIKE = TileA::SIDE == TileB::SIDE;  // a thread's k is the same in both
+  int p, end, slot;           // p: the pixel of the slot's that this thread copies of A
   Pixel at;                   // p again
   int offset[TileA::EACH];    // from what the first tap sees of channel 0 to what the rows of its Fours see
   unsigned needed[TileA::EACH];
   int to_a = kept(TileA::place(TileA::line(0), TileA::k())), to_b = kept(TileB::place(TileB::line(0), TileB::k()));
 
   __device__ Outer(const real* x, const real* g, const Shape& s, int first, int end)
-      : x(x), g(g), s(s), p(first + TileA::k()), end(end), at{s.Ho, s.Wo, p / s.Wo / s.Ho, p / s.Wo % s.Ho, p % s.Wo} {
+      : x(x), g(g), s(s), p(first + TileA::k()), end(end), slot(blockIdx.z % s.slots),
+        at{s.Ho, s.Wo, p / s.Wo / s.Ho, p / s.Wo % s.Ho, p % s.Wo} {
     for (int i = 0; i < TileA::EACH; i++) row(TileA::line(i), offset[i], needed[i]);
   }
 
@@ -479,7 +482,7 @@ struct Outer {
   __device__ void fill(TileA& a, TileB& b) {
     int top = s.stride * at.h - s.top, left = s.stride * at.w - s.left;
     unsigned inside = p < end ? seen(top, 1, s.kh, s.H) | seen(left, 1, s.kw, s.W) << J : 0;
-    const real* first = x + (long long)at.n * (s.H * s.W * s.C) + (top * s.W + left) * s.C;
+    const real* first = x + (long long)(slot + at.n * s.slots) * (s.H * s.W * s.C) + (top * s.W + left) * s.C;
 #pragma unroll
     for (int i = 0; i < TileA::EACH; i++) {
       Four& to = a.own(to_a, i);
@@ -494,7 +497,8 @@ struct Outer {
     }
     if (TileB::copies()) {
       int k = TileB::k() - TileA::k(), o = blockIdx.y * COLUMNS + TileB::line(0);
-      const real* from = g + (long long)(p + k) * s.O + o;
+      int pixels = s.Ho * s.Wo, n = ALIKE ? at.n : (p + k) / pixels;  // others' images lie between those of the slot
+      const real* from = g + (p + k + (long long)(slot + n * (s.slots - 1)) * pixels) * s.O + o;
 #pragma unroll
       for (int i = 0; i < TileB::EACH; i++) {
         Four& to = b.own(to_b, i);
@@ -509,10 +513,11 @@ struct Outer {
   }
 };
 
-// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C, O).
+// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C, O). The last may have no pixel.
 template <int COLUMNS>
 __device__ void outer(const real* x, const real* g, real* partial, const Shape& s) {
-  int first = blockIdx.z * s.each, count = min(s.each, s.N * s.Ho * s.Wo - first), rows = s.kh * s.kw * s.C;
+  int images = (s.N - 1 - int(blockIdx.z) % s.slots + s.slots) / s.slots, rows = s.kh * s.kw * s.C;
+  int first = blockIdx.z / s.slots * s.each, count = max(0, min(s.each, images * s.Ho * s.Wo - first));
   int chunks = (count + K - 1) / K, end = first + count;
   __shared__ Tile<ROWS, false> as[STAGES];
   __shared__ Tile<COLUMNS, false> bs[STAGES];
@@ -536,19 +541,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 // ---- sums over rows, and kernels smeared by a 2x2 box
 
-// y[b, c] = the sum of x[r, c] over the rows r of slice b, `each` of them: (rows, columns) -> (slices, columns).
-extern "C" __global__ void __launch_bounds__(1024)
-    column_sums(const real* x, real* y, int rows, int columns, int each) {
-  __shared__ real sums[32][33];
-  int c = blockIdx.x * 32 + threadIdx.x, end = min(rows, int(blockIdx.y + 1) * each);
+// y[c] = the sum of x[r, c] over all rows: (rows, columns) -> (columns), in the order of batch.slots.
+extern "C" __global__ void __launch_bounds__(1024) column_sums(const real* x, real* y, int rows, int columns) {
+  int c = THREAD;
   real sum = 0;
   if (c < columns)
-    for (int r = blockIdx.y * each + threadIdx.y; r < end; r += 32) sum += x[(long long)r * columns + c];
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  sum = warp_sum(sums[threadIdx.x][threadIdx.y]);  // now a warp has a column
-  c = blockIdx.x * 32 + threadIdx.y;
-  if (threadIdx.x == 0 && c < columns) y[(long long)blockIdx.y * columns + c] = sum;
+    for (int r = threadIdx.y; r < rows; r += blockDim.y) sum += x[(long long)r * columns + c];
+  sum = join_rows<1024>(sum);
+  if (c < columns && threadIdx.y == 0) y[c] = sum;
+}
+
+// The sums over the images of a slot, which is blockIdx.y, and over their rows: x (N, H, W O) -> y (W, slots, O).
+extern "C" __global__ void __launch_bounds__(1024) slot_sums(const real* x, real* y, int N, int H, int WO, int O) {
+  int c = THREAD, slot = blockIdx.y, slots = gridDim.y, rows = (N - 1 - slot + slots) / slots * H;
+  real sum = 0;
+  if (c < WO)
+    for (int r = threadIdx.y; r < rows; r += blockDim.y)
+      sum += x[((long long)(slot + r / H * slots) * H + r % H) * WO + c];
+  sum = join_rows<1024>(sum);
+  if (c < WO && threadIdx.y == 0) y[(c / O * slots + slot) * O + c % O] = sum;
 }
 
 // u[i] = w[i] + w[i - 1] on each axis: w (3, 3, CO) -> u (4, 4, CO).
@@ -561,14 +572,16 @@ extern "C" __global__ void smear(const real* w, real* u, int CO) {
   u[THREAD] = sum;
 }
 
-// w[i] = u[i] + u[i + 1] on each axis: u (4, 4, C, O), or in memory turned or as (4, 4, O, C) -> w (3, 3, C, O).
-extern "C" __global__ void unsmear(const real* u, real* w, int C, int O, int turned, int swapped) {
-  int CO = C * O, tap = THREAD / CO, c = THREAD % CO / O, o = THREAD % O;
-  if (tap >= 9) return;
+// w[i] = u[i] + u[i + 1] on each axis: u (count, 4, 4, C, O), or transposed: turned and (count, 4, 4, O, C), -> w
+// (count, 3, 3, C, O).
+extern "C" __global__ void unsmear(const real* u, real* w, int count, int C, int O, int transposed) {
+  int CO = C * O, one = THREAD / (9 * CO), tap = THREAD / CO % 9, c = THREAD % CO / O, o = THREAD % O;
+  if (one >= count) return;
+  u += size_t(one) * 16 * CO + (transposed ? o * C + c : c * O + o);
   real sum = 0;
   for (int k = 0; k < 4; k++) {
     int at = (tap / 3 + k / 2) * 4 + tap % 3 + k % 2;
-    sum += u[(turned ? 15 - at : at) * CO + (swapped ? o * C + c : c * O + o)];
+    sum += u[(transposed ? 15 - at : at) * CO];
   }
   w[THREAD] = sum;
 }

@@ -55,7 +55,7 @@ def up_conv(x, w, b=None):
         "up_conv", (x, w, b),
         lambda bias: scatter(xd, v, 2, 1, 1, size, bias),
         lambda g: gather(g, _swapped(v), 2, 1, 1, xd.shape[1:3]),
-        lambda g: batch.sum(lambda x, g: unsmear(_turned(_swapped(outer(g, x, (4, 4), 2, 1, 1)))), xd, g),
+        lambda g: batch.sum(lambda x, g: smeared_outer(g, x, True), xd, g),
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def conv_down(x, w, b=None):
         "conv_down", (x, w, b),
         lambda bias: gather(xd, u, 2, 1, 1, size, bias),
         lambda g: scatter(g, _swapped(u), 2, 1, 1, xd.shape[1:3]),
-        lambda g: batch.sum(lambda x, g: unsmear(outer(x, g, (4, 4), 2, 1, 1)), xd, g) / 4,
+        lambda g: batch.sum(lambda x, g: smeared_outer(x, g, False), xd, g) / 4,
     )  # fmt: skip
 
 
@@ -132,6 +132,13 @@ def outer(x, g, kernel, stride, top, left):
 
 
 @primitive
+def smeared_outer(x, g, transposed):
+    """dw (3, 3, C, O) from that of the 4x4 kernel, outer(x, g) of stride 2, or, for up_conv, from its transpose."""
+    dw = outer(x, g, (4, 4), 2, 1, 1)
+    return unsmear(_turned(_swapped(dw)) if transposed else dw)
+
+
+@primitive
 def channel_sum(g):
     """db[o] = sum_nhw g[n, h, w, o]: (N, H, W, O) -> (O,)."""
     return g.sum((0, 1, 2))
@@ -146,7 +153,6 @@ def smear(w):
     return u
 
 
-@primitive
 def unsmear(u):
     """The transpose of `smear`, (4, 4, C, O) -> (3, 3, C, O): w[i] = u[i] + u[i + 1] on each axis."""
     return u[:3, :3] + u[:3, 1:] + u[1:, :3] + u[1:, 1:]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import cuda
+from minisagan import batch, cuda, processes
 
 kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "each"
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "slots", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
@@ -36,31 +36,42 @@ def _gather(x, w, stride, top, left, size, bias, scatter):
         columns, across = 64, -(-O // 64)  # more blocks instead: outer has its partial sums for that
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, 0), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, 1, 0), SHAPE)
     name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
     kernels(name, (down, across, sets * sets), THREADS, x, w, bias, y, shape)
     return y
 
 
 def outer(x, g, kernel, stride, top, left):
+    return _joined(_partial_outer(x, g, kernel, stride, top, left))
+
+
+def _joined(partial):
+    return partial[0] if len(partial) == 1 else column_sums(partial)
+
+
+def _partial_outer(x, g, kernel, stride, top, left):
+    """Sums over some pixels of some images, which follow one another as column_sums takes them: (n, kh, kw, C, O)."""
     cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
     _check(kh, kw)
     columns, down, across = _tiles(kh * kw * C, O, x.itemsize)
-    pixels = N * size[0] * size[1]
-    sums = max(1, min(BLOCKS // (down * across), pixels // 256))  # rounded down: one block too many is another wave
+    slots, parts = batch.slots(), processes.parts()
+    pixels = -(-N * processes.world() // parts) * size[0] * size[1]  # of a slot: those of all processes are cut alike
+    sums = max(1, min(BLOCKS // (down * across * parts), pixels // 128))  # of a slot
     each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
-    sums = -(-pixels // each)
+    sums = slots * -(-pixels // each)
     x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, each), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, slots, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
-    return (partial if sums == 1 else _column_sums(partial, sums, partial[0].size, 1)).reshape(kh, kw, C, O)
+    return partial
 
 
 def channel_sum(g):
     """In two steps, the first over long rows of W O: rows of O would leave lanes idle."""
-    N, H, W, O = g.shape
-    slices = _column_sums(g, N * H, W * O, BLOCKS)
-    return _column_sums(slices, slices.size // O, O, 1).reshape(O)
+    (N, H, W, O), slots = g.shape, batch.slots(16)
+    sums, blocks = cuda.cupy().empty((W * slots, O), g.dtype), (cuda.blocks_for(W * O, 32), slots)
+    kernels("slot_sums", blocks, (32, 32), cuda.cupy().ascontiguousarray(g), sums, N, H, W * O, O)
+    return column_sums(sums)
 
 
 def smear(w):
@@ -69,11 +80,13 @@ def smear(w):
     return u
 
 
-def unsmear(u):
-    w = cuda.cupy().empty((3, 3) + u.shape[2:], u.dtype)
-    u, *layout = _layout(u)
-    kernels("unsmear", cuda.blocks_for(w.size), 256, u, w, *w.shape[2:], *layout)
-    return w
+def smeared_outer(x, g, transposed):
+    """Part by part: what is added after `unsmear` does not round like what is added before it."""
+    partial = _partial_outer(x, g, (4, 4), 2, 1, 1)
+    C, O = partial.shape[:2:-1] if transposed else partial.shape[3:]
+    dw = cuda.cupy().empty((len(partial), 3, 3, C, O), x.dtype)
+    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, len(dw), C, O, int(transposed))
+    return _joined(dw)
 
 
 def _check(kh, kw):
@@ -96,10 +109,9 @@ def _layout(w):
     return cuda.cupy().ascontiguousarray(w.transpose(0, 1, 3, 2) if swapped else w), int(turned), int(swapped)
 
 
-def _column_sums(x, rows, columns, slices):
-    """x as a matrix (rows, columns), summed over slices of its rows: at most so many, (slices, columns)."""
-    x, across = cuda.cupy().ascontiguousarray(x), -(-columns // 32)
-    each = -(-rows // max(1, min(slices // across, rows // 32)))
-    y = cuda.cupy().empty((-(-rows // each), columns), x.dtype)
-    kernels("column_sums", (across, len(y)), (32, 32), x, y, rows, columns, each)
+def column_sums(x):
+    """The sum over the first axis, of images, or of what slots of them come to, which follow one another there."""
+    x, y = cuda.cupy().ascontiguousarray(x), cuda.cupy().empty(x.shape[1:], x.dtype)
+    threads = cuda.columns_of(batch.slots(32))
+    kernels("column_sums", cuda.blocks_for(y.size, threads[0]), threads, x, y, len(x), y.size)
     return y

@@ -1,10 +1,10 @@
-"""Embedding look-up on the GPU. Each element of dtable has a thread, which goes through the labels."""
+"""Embedding look-up on the GPU. Each element of dtable has a column of threads, which go through the labels."""
 
 from pathlib import Path
 
 import numpy as np
 
-from minisagan import cuda
+from minisagan import batch, cuda
 from minisagan.ops.embedding import check_labels
 
 kernels = cuda.Kernels(Path(__file__).with_name("embedding.cu"))
@@ -26,5 +26,6 @@ def look_up_backward(g, labels, classes):
     g, labels = cp.ascontiguousarray(g), cp.ascontiguousarray(labels, np.int64)
     N, C = g.shape
     dtable = cp.empty((classes, C), g.dtype)
-    kernels("embed_backward", cuda.blocks_for(classes * C), 256, g, labels, dtable, N, classes, C)
+    threads = cuda.columns_of(batch.slots())
+    kernels("embed_backward", cuda.blocks_for(classes * C, threads[0]), threads, g, labels, dtable, N, classes, C)
     return dtable

@@ -1,4 +1,4 @@
-// The hinge losses (hinge.py). Each loss is summed by one block, so that its sum has one order.
+// The hinge losses (hinge.py). Each loss is summed by one block of one column of threads, in the order of batch.slots.
 
 // 1 for the n real ones, -1 for the n fakes behind them.
 __device__ inline real sign(int i, int n) { return i < n ? 1 : -1; }
@@ -8,14 +8,13 @@ __device__ inline bool counts(real margin) { return !(margin <= 0); }
 
 // L_D = sum_i max(1 - sign_i x_i, 0) / n over the 2n scores.
 extern "C" __global__ void discriminator(const real* __restrict__ x, real* __restrict__ loss, int n) {
-  __shared__ real shared[WARP];
   real sum = 0;
-  for (int i = threadIdx.x; i < 2 * n; i += blockDim.x) {
+  for (int i = threadIdx.y; i < 2 * n; i += blockDim.y) {
     real margin = 1 - sign(i, n) * x[i];
     sum += counts(margin) ? margin : real(0);
   }
-  sum = block_sum(sum, shared);
-  if (threadIdx.x == 0) *loss = sum / n;
+  sum = join_rows<1024>(sum);
+  if (threadIdx.y == 0) *loss = sum / n;
 }
 
 // dx_i = -g sign_i / n where the margin 1 - sign_i x_i > 0, else 0.
@@ -27,11 +26,10 @@ extern "C" __global__ void discriminator_backward(const real* __restrict__ x, co
 
 // L_G = -sum_i x_i / n.
 extern "C" __global__ void generator(const real* __restrict__ x, real* __restrict__ loss, int n) {
-  __shared__ real shared[WARP];
   real sum = 0;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
-  sum = block_sum(sum, shared);
-  if (threadIdx.x == 0) *loss = -sum / n;
+  for (int i = threadIdx.y; i < n; i += blockDim.y) sum += x[i];
+  sum = join_rows<1024>(sum);
+  if (threadIdx.y == 0) *loss = -sum / n;
 }
 
 // dx_i = -g / n.

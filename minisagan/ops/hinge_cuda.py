@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minisagan import cuda
+from minisagan import batch, cuda
 
 kernels = cuda.Kernels(Path(__file__).with_name("hinge.cu"))
 
@@ -33,5 +33,5 @@ def generator_backward(x, g):
 def _loss(kernel, x, n):
     """The scalar that the kernel makes of the scores x."""
     x, loss = cuda.cupy().ascontiguousarray(x), cuda.cupy().empty((), x.dtype)
-    kernels(kernel, 1, 256, x, loss, n)
+    kernels(kernel, 1, (1, batch.slots(256)), x, loss, n)
     return loss

@@ -11,7 +11,7 @@ Process r has the images r, r + world, ... of a batch. A sum over the batch is m
 k + parts(), ... each, which are added in halves: k to k + parts()/2, and so on (batch.py). `world` divides parts(), so
 each of them lies in one process, and the last of those additions are `total`'s. The order of additions, and with it
 every bit, is the same for 1, 2, 4 or 8 processes. What carries the arrays is a back end's business: fork.py on one
-machine, mpi.py on more.
+machine, mpi.py on more, nccl.py between GPUs.
 """
 
 from contextlib import contextmanager
@@ -25,10 +25,23 @@ PARTS = 8  # of which a sum over the batch is made, if no configuration says oth
 _group = None  # the back end's group of processes in which this one computes just now
 
 
+class Group:
+    """What the back ends of CPUs have in common: fork.Forks and mpi.Ranks."""
+
+    carries = False  # arrays: those who share memory need none carried
+    divides = True  # the work of updating weights
+
+    def joined(self, arrays):
+        return np.concatenate([x.ravel() for x in arrays])  # (all their numbers,)
+
+    def halved(self, terms):
+        return halved(terms)
+
+
 class Alone:
     """A group of one process."""
 
-    rank, world, ended = 0, 1, False
+    rank, world, ended, divides = 0, 1, False, True
 
     def __init__(self, parts):
         self.parts = parts
@@ -65,7 +78,7 @@ def rank():
 
 def share(x):
     """This process's part of x (N, ...), an array over the whole batch, or None: every world-th."""
-    return x if world() == 1 or x is None else x[rank() :: world()]
+    return x if world() == 1 or x is None else x[rank() :: world()].copy()  # a GPU's kernels see no strides
 
 
 def gather(x):
@@ -77,13 +90,13 @@ def total(xs):
     """The sums over all processes of each array of the list xs: a list of arrays, the same in each process."""
     if world() == 1:
         return xs
-    numbers = np.concatenate([x.ravel() for x in xs])  # (all their numbers,)
+    numbers = _group.joined(xs)
     if _group.carries and world() > 2:  # each adds its part, and need not be sent all numbers of all
-        sums = _group.collect(halved(_group.scatter(numbers)), len(numbers))
+        sums = _group.collect(_group.halved(_group.scatter(numbers)), len(numbers))
     else:
-        sums = halved(gather(numbers))
-    ends = np.cumsum([x.size for x in xs])
-    return [part.reshape(x.shape) for part, x in zip(np.split(sums, ends[:-1]), xs, strict=True)]
+        sums = _group.halved(gather(numbers))
+    ends = np.cumsum([x.size for x in xs]).tolist()
+    return [sums[end - x.size : end].reshape(x.shape) for x, end in zip(xs, ends, strict=True)]
 
 
 def halved(terms):
@@ -95,8 +108,8 @@ def halved(terms):
 
 
 def part(size):
-    """The slice of a flat array of this size that this process updates."""
-    return part_of(size, rank(), world())
+    """The slice of a flat array of this size that this process updates: all of it, on a GPU."""
+    return part_of(size, rank(), world()) if not _group or _group.divides else slice(0, size)
 
 
 def part_of(size, rank, world):

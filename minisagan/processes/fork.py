@@ -36,7 +36,7 @@ def sensible(cores, batch_size, parts=processes.PARTS):
     return count
 
 
-class Forks:
+class Forks(processes.Group):
     """`world` processes: this one, and forks of it that wait for work.
 
     `run(work, count, step)` calls work(count, step), two integers, here, as one of them, while each fork calls the
@@ -45,8 +45,6 @@ class Forks:
     carries from each. A process that dies, however it dies, is noticed by all others (Fault), and none outlives the
     first.
     """
-
-    carries = False  # arrays: those who share memory need none carried
 
     def __init__(self, world, nbytes, work, state=(), parts=processes.PARTS):
         self.world, self.parts, self.turn, self.owner = world, parts, 0, os.getpid()

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from minisagan import __version__, processes
+from minisagan import __version__, cuda, processes
 from minisagan.errors import DataError, Fault
 from minisagan.launcher import launched, named
 
@@ -94,6 +94,27 @@ def end(code):
         comm().bcast(None)
 
 
+@contextlib.contextmanager
+def together():
+    """On rank 0, around what all ranks do at once: an error inside leaves the others in the middle of it."""
+    global _apart
+    _apart = True
+    yield
+    _apart = False
+
+
+@contextlib.contextmanager
+def on_host():
+    """Yields MPI's communicator of the ranks on this host, in order; all ranks call this at once."""
+    from mpi4py import MPI
+
+    host = comm().Split_type(MPI.COMM_TYPE_SHARED, comm().rank)
+    try:
+        yield host
+    finally:
+        host.Free()
+
+
 def agree(error=None, **facts):
     """All ranks call this at once: True if nobody has an error (a text), and all have the same facts and version.
 
@@ -112,7 +133,7 @@ def agree(error=None, **facts):
     return True
 
 
-class Ranks:
+class Ranks(processes.Group):
     """All processes of MPI as those that share a batch: like fork.Forks, except that each has memory of its own.
 
     `state` are small arrays that may change on rank 0 between two runs: each run carries them to the others. Where rank
@@ -130,12 +151,10 @@ class Ranks:
 
     def run(self, work, count, step):
         """What work(count, step) returns on rank 0."""
-        global _apart
-        call(self.there, [x.copy() for x in self.state], count, step)
-        _apart = True
-        with processes.member(self):
+        call(self.there, [cuda.to_host(x).copy() for x in self.state], count, step)
+        with together(), processes.member(self):
             found = work(count, step)
-        _apart = self.whole = False
+        self.whole = False
         return found
 
     def complete(self):
@@ -147,14 +166,17 @@ class Ranks:
 
     def follow(self, work, state, count, step):
         for x, carried in zip(self.state, state, strict=True):
-            x[...] = carried
+            x[...] = np.asarray(carried, like=x)
         with processes.member(self):
             work(count, step)
 
     def carry(self, arrays):
         """Give rank 0's arrays to all: every rank calls this."""
         for x in arrays:
-            self.comm.Bcast(x)
+            host = cuda.to_host(x)
+            self.comm.Bcast(host)
+            if host is not x:
+                x[...] = np.asarray(host, like=x)
 
     def exchange(self, x):
         """The arrays x of all processes, in order: (world, *x.shape)."""

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 
-from emulation.runtime import Block, EmulationError, Stream
+from emulation.runtime import EmulationError, Stream, memory_at
 
 _i, _p, _n = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
 _SIGNATURE = [_p, _i, _i, _i, _i, _i, _p, _p, _i, _i, _n, _p, _i, _i, _n, _p, _p, _i, _i, _n, _i, _i, _i]
@@ -55,7 +55,7 @@ class _Gemm:
         alpha, beta = real(alpha._obj.value), real(beta._obj.value)
         if not self.library.workspace:
             raise EmulationError("no workspace of ours: cuBLAS would allocate one, which a graph can't")
-        workspace, _ = _memory(*self.library.workspace)
+        workspace, _ = memory_at(*self.library.workspace)
         blocks, turned = [workspace], []
         for address, rows, columns, ld, step in (
             (a, *((k, m) if a_turned else (m, k)), lda, a_step),
@@ -81,18 +81,11 @@ class _Gemm:
         return SUCCESS
 
 
-def _memory(address, size):
-    for block in Block.live.values():
-        if block.address <= address and address + size <= block.address + block.size:
-            return block, block.bytes[address - block.address :][:size]
-    raise EmulationError(f"cuBLAS was given {size} bytes at {address:#x} that are not an array's")
-
-
 def _matrices(address, real, rows, columns, ld, step, count):
     """(count, rows, columns) at an address: element (i, j) of matrix b lies at b step + j ld + i."""
     span = (count - 1) * step + (columns - 1) * ld + rows if min(rows, columns, count) else 0
     itemsize = np.dtype(real).itemsize
-    block, data = _memory(address, span * itemsize)
+    block, data = memory_at(address, span * itemsize)
     strides = (step * itemsize, itemsize, ld * itemsize)
     return block, np.lib.stride_tricks.as_strided(data.view(real), (count, rows, columns), strides)
 

@@ -317,16 +317,19 @@ def get_default_memory_pool():
 
 
 class Device:
-    """The only one."""
+    """One of settings.gpus."""
 
-    compute_capability = "80"
+    compute_capability, current = "80", 0
 
-    def __init__(self, number=0):
-        if number != 0:
+    def __init__(self, number=None):
+        self.id = Device.current if number is None else number
+        if self.id >= settings.gpus:
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        self.id = number
+
+    pci_bus_id = property(lambda self: f"0000:{self.id:02d}:00.0")
 
     def use(self):
+        Device.current = self.id
         return self
 
     @property
@@ -346,7 +349,8 @@ cuda = types.SimpleNamespace(
     get_current_stream=lambda: Stream.current,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: settings.gpus,
+        runtimeGetVersion=lambda: 13000,
         getDeviceProperties=lambda number: {"name": b"emulated on the CPU", "major": 8, "minor": 0},
         deviceSynchronize=lambda: refuse_while_capturing("deviceSynchronize()"),
     ),

@@ -18,6 +18,7 @@ settings = types.SimpleNamespace(
     order="random",  # of threads and blocks: "forward", "reverse" or "random"
     seed=0,  # of the random order
     memory=1 << 40,  # bytes on the GPU
+    gpus=1,  # that CuPy shows; all memory is one
 )
 
 
@@ -58,6 +59,14 @@ class Block:
 
     def intact(self):
         return (self.before == 0xFF).all() and (self.after == 0xFF).all()
+
+
+def memory_at(address, size):
+    """The block that this stretch of memory lies in, and its bytes."""
+    for block in Block.live.values():
+        if block.address <= address and address + size <= block.address + block.size:
+            return block, block.bytes[address - block.address :][:size]
+    raise EmulationError(f"{size} bytes at {address:#x} are not an array's")
 
 
 class Memory:
