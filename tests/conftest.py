@@ -68,6 +68,7 @@ def gpu(request, monkeypatch):
         cupy = cupy_stand_in
         monkeypatch.setattr(cuda, "cupy", lambda: cupy)
         monkeypatch.setattr(cuda, "load_cublas", cublas_stand_in.Cublas)
+        monkeypatch.setattr(cuda, "nccl", lambda: None)
         monkeypatch.setattr(cupy.settings, "checked", request.param == "checked")
     monkeypatch.setattr(cuda, "tf32", False)
     monkeypatch.setattr(cuda, "_stream", None)

@@ -22,6 +22,9 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",  # more ranks than cores: those that wait leave them to those that compute
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "64",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # Open MPI refuses more, and refuses root
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3)
 CONFIG = Config(batch_size=32, flip=True, architecture=ARCH)

@@ -165,6 +165,7 @@ def test_doctor_compares_the_gpu_with_the_cpu(gpu, monkeypatch):
     monkeypatch.setattr(parity, "SMALL", SMALLER)
     text = minisagan("doctor")[0]
     assert re.search(r"^GPU +.*; used as .+, CuPy ", text, re.M)
+    assert re.search(r"^NCCL +(2\.|not installed: pip install nvidia-nccl-cu1)", text, re.M)
     line = r"^GPU against CPU  (\w+): losses (\S+), gradients of D (\S+), gradients of G (\S+) "
     found = re.findall(line, text, re.M)
     assert [line[0] for line in found] == ["float32", "TF32"]

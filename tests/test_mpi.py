@@ -175,6 +175,7 @@ def test_a_rank_that_is_killed_is_named_and_ends_all_and_leaves_whole_checkpoint
     minisagan("train", "--resume", "run", "--steps", step + 1)
 
 
+@pytest.mark.skipif(MPIEXEC.with_name("ompi_info").exists(), reason="Open MPI's mpiexec kills all ranks at once")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_mpiexec_saves_first(number, code):
     with started() as mpiexec:
@@ -211,17 +212,22 @@ class started:
 
 
 def pid_of(mpiexec, rank):
-    """The process of this rank: the child of one that waits for it, which is a grandchild of mpiexec's."""
+    """The process of this rank: the child of one that waits for it, and that mpiexec or a helper of its started."""
+    found = {}  # pid: (parent, whether it was given this rank)
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            variables = path.read_bytes().split(b"\0")
             parent = int((path.parent / "stat").read_text().rsplit(")")[-1].split()[1])
-            for _ in range(2):
-                parent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")")[-1].split()[1])
+            variables = path.read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended meanwhile, or is another user's
-        if parent == mpiexec.pid and f"PMI_RANK={rank}".encode() in variables:
-            return int(path.parent.name)
+        given = any(f"{name}={rank}".encode() in variables for name, _ in launcher.LAUNCHERS)
+        found[int(path.parent.name)] = parent, given
+    for pid, (parent, given) in found.items():
+        if given and found.get(parent, (0, False))[1]:
+            while parent in found and parent != mpiexec.pid:
+                parent = found[parent][0]
+            if parent == mpiexec.pid:
+                return pid
     raise AssertionError(f"no rank {rank}")
 
 
@@ -251,4 +257,4 @@ def test_without_mpi4py_each_rank_says_what_to_install(tmp_path):
     done = ranks(2, "-c", FEW, "train", *TINY, "--steps", 1, "--out", "run", env=environment)
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     line = "Error: started by an MPI launcher, but without mpi4py: No module named mpi4py; pip install 'minisagan[mpi]'"
-    assert done.stderr.splitlines().count(line) == 2, done.stderr
+    assert done.stderr.splitlines().count(line) in (1, 2), done.stderr  # Open MPI ends the others at once

@@ -1,6 +1,7 @@
 """Ranks with a GPU each, emulated: the bits of one GPU, eager and as graphs; and what NCCL would not forgive."""
 
 import functools
+import importlib
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,16 +9,18 @@ from types import SimpleNamespace
 import command_line
 import numpy as np
 import pytest
-from command_line import PROGRAM, minisagan
+from command_line import PROGRAM, ROOT, minisagan
 from ranks import CONFIG, MPIEXEC, PACKS, ranks, script, trained
 
-from minisagan import cuda, processes
+from minisagan import cuda, processes, team
+from minisagan.errors import UsageError
 from minisagan.ops.arithmetic import image_product, image_sum
 from minisagan.ops.batch_norm import backward, normalise, statistics
 from minisagan.ops.conv import channel_sum, outer, smeared_outer
 from minisagan.ops.embedding import look_up_backward
 from minisagan.ops.hinge import discriminator_forward, generator_forward
 from minisagan.processes import nccl
+from minisagan.run import checkpoint
 
 apart = command_line.apart  # a fixture
 needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside Python: pip install mpich mpi4py")
@@ -134,6 +137,41 @@ def test_gathered_sums_are_added_in_halves(gpu):
         assert gpu.get(found).tobytes() == processes.halved(terms).tobytes()
 
 
+def test_nccl_has_a_version_and_parts_have_a_limit(monkeypatch):
+    monkeypatch.setattr(cuda, "nccl", lambda: SimpleNamespace(get_version=lambda: 22707))
+    assert nccl.version() == "2.27.7"
+    many = replace(CONFIG, parts=2048, batch_size=2048)
+    assert team.size(1, many, gpu=False) == 1
+    with pytest.raises(UsageError, match="a GPU takes at most 1024 parts"):
+        team.size(1, many, gpu=True)
+
+
+@emulated
+def test_scaling_is_measured_with_as_many_gpus_as_there_are(gpu, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    report = importlib.import_module("on_gpu")
+    assert "not measured" in list(report.scaling())[1]
+    calls = []
+
+    def ranked(count, *args):
+        calls.append((count, *args))
+        if args[0] == "train":
+            folder = args[args.index("--out") + 1] / "checkpoints"
+            folder.mkdir(parents=True)
+            tensors = {"x": np.full(3, count == 4, np.float32)}
+            checkpoint.save(checkpoint.path_of(folder, 20), tensors, {"step": "20"})
+        each = args[args.index("--batch-size") + 1] // count if args[0] == "bench" else 0
+        return f'{{"step_ms": {10 + each}}}'
+
+    monkeypatch.setattr(gpu.cupy.settings, "gpus", 5)
+    monkeypatch.setattr(report, "MPIEXEC", "mpiexec")
+    monkeypatch.setattr(report, "ranked", ranked)
+    _, one, two, four = report.scaling()
+    assert "1: the bits of one? yes; a batch of 64 74.00 ms, 1.00 times as fast as one; 64 each 74.00 ms, 100%" in one
+    assert "2: the bits of one? yes; a batch of 64 42.00 ms, 1.76 times" in two and "4: the bits of one? NO;" in four
+    assert [call[0] for call in calls] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+
+
 @needs_mpiexec
 @emulated
 @pytest.mark.parametrize("world", [2, 4])
@@ -142,15 +180,15 @@ def test_ranks_with_a_gpu_each_end_in_the_bits_of_one_gpu(gpu, tmp_path, monkeyp
     monkeypatch.setattr(cuda, "WARM_UP", 1)
     first = """
         hardware.choose("cuda", tf32=False)
-        small, packs = replace(CONFIG, batch_size=8), replace(PACKS, batch_size=16, d_steps=1)
+        small = replace(CONFIG, batch_size=2 * mpi.comm().size)
         print(trained(small, 3, None, gpu=True, graph=True), flush=True)
         if mpi.comm().size == 2:
             print(trained(small, 3, None, gpu=True, graph=False), flush=True)
-            print(trained(packs, 2, None, gpu=True, graph=False))
+            print(trained(replace(PACKS, batch_size=16, d_steps=1), 2, None, gpu=True, graph=False))
     """
     done = ranks(world, script(tmp_path, first, HEAD.format(gpus=world)))
-    assert done.returncode == 0, done.stderr
-    small, packs = replace(CONFIG, batch_size=8), replace(PACKS, batch_size=16, d_steps=1)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr  # such as at exit
+    small, packs = replace(CONFIG, batch_size=2 * world), replace(PACKS, batch_size=16, d_steps=1)
     alone = trained(small, 3, gpu=True, graph=False)
     wanted = [alone, alone, trained(packs, 2, gpu=True, graph=False)] if world == 2 else [alone]
     assert done.stdout.splitlines() == wanted
@@ -178,7 +216,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_begins(tmp_path):
     auto, numbered, shared, own = done.stdout.splitlines()
     assert auto == "cpu" and own == "cuda:0"
     assert numbered.startswith("--device cuda:1: each of MPI's ranks has a GPU of its own, so give no number")
-    assert re.match(r"--device cuda: rank 0 on \S+: 2 ranks share 1 GPU, and each needs its own: start fewer; ", shared)
+    assert re.match(r"--device cuda: rank 0 on \S+: 2 ranks have 1 of its GPUs, and each needs its own: ", shared)
 
 
 MISUSED = """

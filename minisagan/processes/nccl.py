@@ -16,6 +16,7 @@ from minisagan.optim_cuda import joined
 from minisagan.processes import mpi
 
 kernels = cuda.Kernels(__file__)
+MOST_PARTS = 1024  # of a sum, as many as threads in a block: one process has all of them
 
 
 def obstacle():
@@ -43,7 +44,7 @@ def _take_gpu(rank, world):
             error = f"no GPU can be used: {type(caught).__name__}: {caught}"
         every = host.allgather(mine)
     if not error and None not in every and len(set(every)) < len(every):
-        error = f"{len(every)} ranks share {len(set(every))} GPU, and each needs its own: start fewer"
+        error = f"{len(every)} ranks have {len(set(every))} of its GPUs, and each needs its own: start fewer"
     return error and f"{named()}: {error}"
 
 
