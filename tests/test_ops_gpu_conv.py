@@ -133,7 +133,7 @@ def test_tiles_are_narrower_where_that_gives_more_blocks_or_registers_are_few(gp
     assert grids(gpu, monkeypatch, "75", outer)[0] == ("outer_64", (1, 4, 32))
     monkeypatch.setattr(conv_cuda, "BLOCKS", 7)
     assert grids(gpu, monkeypatch, "80", gather) == [("gather_128", (4, 2, 1))]
-    assert grids(gpu, monkeypatch, "80", outer)[0] == ("outer_128", (1, 2, 3))  # six, for eight would be a wave more
+    assert grids(gpu, monkeypatch, "80", outer)[0] == ("outer_128", (1, 2, 8))  # no fewer than there are parts
 
 
 def test_convolution_repeats_bit_for_bit(gpu, convolution, monkeypatch):

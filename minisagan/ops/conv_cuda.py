@@ -57,7 +57,7 @@ def _partial_outer(x, g, kernel, stride, top, left):
     columns, down, across = _tiles(kh * kw * C, O, x.itemsize)
     slots, parts = batch.slots(), processes.parts()
     pixels = -(-N * processes.world() // parts) * size[0] * size[1]  # of a slot: those of all processes are cut alike
-    sums = max(1, min(BLOCKS // (down * across * parts), pixels // 128))  # of a slot
+    sums = max(1, min(BLOCKS // (down * across * parts), pixels // 256))  # of a slot
     each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
     sums = slots * -(-pixels // each)
     x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
