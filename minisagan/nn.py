@@ -90,8 +90,9 @@ class Conv(Layer):
         self.b = init.constant((outputs,), 0) if bias else None
         self.op = op
 
-    def __call__(self, x):
-        return self.op(x, self.weight(), self.b)
+    def __call__(self, x, **more):
+        """`more` is what the op can take along: rest, relu."""
+        return self.op(x, self.weight(), self.b, **more)
 
 
 class Embedding(Layer):
@@ -193,9 +194,10 @@ class UpBlock(Module):
         self.shortcut = Conv(init, inputs, outputs, kernel=1, spectral=spectral)
 
     def __call__(self, x, labels):
+        small = self.shortcut(x)  # before norm1, so that its cotangent of x is the last one, which adds up both
         h = self.conv1(self.norm1(x, labels))  # each norm ends in its ReLU: (N, 2H, 2W, O)
         h = self.conv2(self.norm2(h, labels))
-        return h + ops.upsample(self.shortcut(x))
+        return ops.upsample(small, h)
 
 
 class DownBlock(Module):
@@ -212,8 +214,7 @@ class DownBlock(Module):
         self.down, self.first = down, first
 
     def __call__(self, x):
-        h = self.conv1(x if self.first else ops.relu(x))  # (N, H, W, O)
-        h = self.conv2(ops.relu(h))  # (N, H/2, W/2, O)
+        h = self.conv1(x if self.first else ops.relu(x), relu=True)  # (N, H, W, O)
         if self.down:
             x = ops.avg_pool(x)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return self.conv2(h, rest=x if self.shortcut is None else self.shortcut(x))  # (N, H/2, W/2, O)

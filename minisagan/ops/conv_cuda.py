@@ -14,19 +14,19 @@ kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "each"
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
-def gather(x, w, stride, top, left, size, bias=None):
-    return _gather(x, w, stride, top, left, size, bias, scatter=False)
+def gather(x, w, stride, top, left, size, *added):
+    return _gather(False, x, w, stride, top, left, size, *added)
 
 
-def scatter(x, w, stride, top, left, size, bias=None):
-    return _gather(x, w, stride, top, left, size, bias, scatter=True)
+def scatter(x, w, stride, top, left, size, *added):
+    return _gather(True, x, w, stride, top, left, size, *added)
 
 
-def _gather(x, w, stride, top, left, size, bias, scatter):
+def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=False):
     """Either of the two: scatter is s x s gathers, in one launch."""
     cupy, N, (kh, kw, _, O) = cuda.cupy(), len(x), w.shape
     _check(kh, kw)
@@ -36,9 +36,10 @@ def _gather(x, w, stride, top, left, size, bias, scatter):
         columns, across = 64, -(-O // 64)  # more blocks instead: outer has its partial sums for that
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, 0), SHAPE)
+    rest = rest if rest is None else cupy.ascontiguousarray(rest)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, relu, 0), SHAPE)
     name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
-    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, y, shape)
+    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, rest, y, shape)
     return y
 
 
@@ -51,7 +52,7 @@ def outer(x, g, kernel, stride, top, left):
     each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
     sums = -(-pixels // each)
     x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, each), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return (partial if sums == 1 else _column_sums(partial, sums, partial[0].size, 1)).reshape(kh, kw, C, O)
 
@@ -63,16 +64,16 @@ def channel_sum(g):
     return _column_sums(slices, slices.size // O, O, 1).reshape(O)
 
 
-def smear(w):
+def smear(w, factor):
     u = cuda.cupy().empty((4, 4) + w.shape[2:], w.dtype)
-    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, u.size // 16)
+    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, float(factor), u.size // 16)
     return u
 
 
-def unsmear(u):
+def unsmear(u, factor):
     w = cuda.cupy().empty((3, 3) + u.shape[2:], u.dtype)
     u, *layout = _layout(u)
-    kernels("unsmear", cuda.blocks_for(w.size), 256, u, w, *w.shape[2:], *layout)
+    kernels("unsmear", cuda.blocks_for(w.size), 256, u, w, float(factor), *w.shape[2:], *layout)
     return w
 
 
