@@ -11,7 +11,6 @@ import numpy as np
 from minisagan import ops
 from minisagan.errors import UsageError
 from minisagan.module import Module
-from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -114,6 +113,8 @@ class BatchNorm(Module):
     normalised.
     """
 
+    rows = None  # gain and bias of each image, while a network is called that has looked them up for all its norms
+
     def __init__(self, init, channels, classes=0, momentum=0.9):
         shape = (classes, channels) if classes else (channels,)
         self.gain, self.bias = init.constant(shape, 1), init.constant(shape, 0)
@@ -121,14 +122,26 @@ class BatchNorm(Module):
         self.momentum = momentum
 
     def __call__(self, x, labels=None):
-        gain, bias = self.gain, self.bias
+        gain, bias, running = self.gain, self.bias, (self.mean, self.var)
         if gain.ndim == 2:
-            gain, bias = ops.embedding(gain, labels), ops.embedding(bias, labels)  # (N, C)
+            gain, bias = self.rows or ops.embeddings([gain, bias], labels)  # (N, C) each
         if not self.training:
-            return ops.batch_norm(x, gain, bias, (self.mean, self.var), relu=True)[0]
-        y, statistics = ops.batch_norm(x, gain, bias, relu=True)
-        update_running((self.mean, self.var), statistics, self.momentum)
-        return y
+            return ops.batch_norm(x, gain, bias, running, relu=True)[0]
+        return ops.batch_norm(x, gain, bias, relu=True, running=running, momentum=self.momentum)[0]
+
+
+@contextmanager
+def rows_of_classes(network, labels):
+    """Inside, the gains and biases of a network's batch norms are those of these labels, looked up all at once."""
+    norms = [norm for norm in network.modules(BatchNorm) if norm.gain.ndim == 2]
+    rows = iter(ops.embeddings([x for norm in norms for x in (norm.gain, norm.bias)], labels) if norms else ())
+    for norm in norms:
+        norm.rows = next(rows), next(rows)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.rows = None
 
 
 class SelfAttention(Module):

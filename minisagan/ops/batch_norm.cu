@@ -73,9 +73,11 @@ extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict_
   }
 }
 
-// Mean and biased variance (C,) of all `rows` rows, from the moments of chunks of `step` rows.
+// Mean and biased variance (C,) of all `rows` rows, from the moments of chunks of `step` rows. The running ones, if there
+// are any, move there: r <- r + rate (mean - r), and so for the variance.
 extern "C" __global__ void statistics(const real* __restrict__ means, const real* __restrict__ squares,
-                                      real* __restrict__ mean, real* __restrict__ var, int rows, int C, int step) {
+                                      real* __restrict__ mean, real* __restrict__ var, real* running_mean,
+                                      real* running_var, real rate, int rows, int C, int step) {
   int c = THREAD;
   Moments all = {0, 0, 0};
   if (c < C)
@@ -85,16 +87,9 @@ extern "C" __global__ void statistics(const real* __restrict__ means, const real
   if (c < C && threadIdx.y == 0) {
     mean[c] = all.mean;
     var[c] = all.square / rows;
+    if (running_mean) running_mean[c] += rate * (mean[c] - running_mean[c]);
+    if (running_var) running_var[c] += rate * (var[c] - running_var[c]);
   }
-}
-
-// r <- r + rate (s - r) for the running mean and variance, (C,).
-extern "C" __global__ void update_running(real* running_mean, real* running_var, const real* mean, const real* var,
-                                          int C, real rate) {
-  int c = THREAD;
-  if (c >= C) return;
-  running_mean[c] += rate * (mean[c] - running_mean[c]);
-  running_var[c] += rate * (var[c] - running_var[c]);
 }
 
 // y = gain xhat + bias, and 0 for negative ones with `relu`; n is blockIdx.z.

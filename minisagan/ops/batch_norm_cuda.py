@@ -10,14 +10,15 @@ kernels = cuda.Kernels(Path(__file__).with_name("batch_norm.cu"))
 BLOCKS = 2048  # that a kernel's work is cut into at most: a few times what a large GPU has at work at once
 
 
-def statistics(x):
+def statistics(x, running, momentum):
     """Mean and variance of chunks of rows, then of all: two launches."""
     N, H, W, C = x.shape
     x, rows = cuda.cupy().ascontiguousarray(x), N * H * W
     (tiles, chunks, _), threads, step = _cuts(1, rows, C)
     means, squares, mean, var = (cuda.cupy().empty(shape, x.dtype) for shape in ((chunks, C), (chunks, C), C, C))
     kernels("moments", (tiles, chunks), threads, x, means, squares, rows, C, step)
-    kernels("statistics", *_joining(C), means, squares, mean, var, rows, C, step)
+    moved = *(running or (None, None)), float(1 - momentum)
+    kernels("statistics", *_joining(C), means, squares, mean, var, *moved, rows, C, step)
     return mean, var
 
 
@@ -45,11 +46,6 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
     means = (None, None) if constant else (mean_g, mean_gx)
     kernels("backward", blocks, threads, *inputs, *means, dx, *sizes)
     return dx, dgain, dbias
-
-
-def update_running(running, statistics, momentum):
-    C = len(running[0])
-    kernels("update_running", cuda.blocks_for(C), 256, *running, *statistics, C, float(1 - momentum))
 
 
 def _joining(C):

@@ -1,19 +1,32 @@
-// Embedding look-up (embedding.py). There is a thread for each element, and neighbouring threads share a row.
+// Embedding look-up (embedding.py) in several tables at once, with the same labels: blockIdx.y is the table. There is a
+// thread for each element of the result, and neighbouring threads share a row.
+
+constexpr int TABLES = 64;
+
+struct Table {
+  const real* from;  // the table, or the cotangent of what was looked up in it
+  int C, to, size;   // length of a row; where the result begins, and its size
+};
+
+struct Tables {  // comes by value, as part of the launch
+  Table table[TABLES];
+};
 
 // y[n] = table[labels[n]], y (N, C).
-extern "C" __global__ void embed(const real* __restrict__ table, const long long* __restrict__ labels,
-                                 real* __restrict__ y, int N, int C) {
-  int i = THREAD;
-  if (i < N * C) y[i] = table[labels[i / C] * C + i % C];
+extern "C" __global__ void embed(Tables all, const long long* __restrict__ labels, real* __restrict__ y, int N) {
+  Table table = all.table[blockIdx.y];
+  int i = THREAD, C = table.C;
+  if (i < table.size) y[table.to + i] = table.from[labels[i / C] * C + i % C];
 }
 
 // dtable[k] = the sum of g[n] over the n with labels[n] = k, in the order of n.
-extern "C" __global__ void embed_backward(const real* __restrict__ g, const long long* __restrict__ labels,
-                                          real* __restrict__ dtable, int N, int classes, int C) {
-  int i = THREAD, k = i / C;
-  if (k >= classes) return;
+extern "C" __global__ void embed_backward(Tables all, const long long* __restrict__ labels, real* __restrict__ dtable,
+                                          int N) {
+  Table g = all.table[blockIdx.y];
+  int i = THREAD, C = g.C, k = i / C;
+  if (i >= g.size) return;
   real sum = 0;
   for (int n = 0; n < N; n++)
-    if (labels[n] == k) sum += g[n * C + i % C];
-  dtable[i] = sum;
+    if (labels[n] == k) sum += g.from[n * C + i % C];
+  dtable[g.to + i] = sum;
 }

@@ -238,6 +238,15 @@ def embedding(draw):
 
 
 @CASES.enter
+def embeddings(draw):
+    def look_up(*tables):
+        a, b, _ = ops.embeddings(tables, np.array([2, 0, 2, 1], like=tables[0].data))  # the third has no part in it
+        return a.sum(1) * b.sum(1)
+
+    yield Case("tables of several widths", look_up, draw((3, 4), (3, 1), (3, 2)))
+
+
+@CASES.enter
 def cross_entropy(draw):
     def loss(*labels):
         return lambda x: ops.cross_entropy(x, np.array(labels))
