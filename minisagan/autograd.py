@@ -10,6 +10,12 @@ reverse-mode differentiation asks of it (Griewank and Walther, Evaluating Deriva
 Writing an op: capture arrays in the vjp, never the Tensor that it makes. Then activations die by reference count
 while the backward pass consumes them, and Python's cyclic collector is never needed. `g` may be shared with other
 ops: never write into it.
+
+A value that several ops use has as many cotangents, which are added. In place of one a vjp may return a function that
+adds it: f(rest) -> rest + the cotangent, or for None the cotangent alone. So whoever computes it can add while it
+stores its result, instead of another pass over memory:
+
+    y = Tensor(f(x.data), (x,), lambda g, needs: (lambda rest: g * df if rest is None else rest + g * df,))
 """
 
 from contextlib import contextmanager
@@ -100,8 +106,11 @@ def grad(loss, wanted, cotangent=None):
             continue
         for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
             if need:
-                before = held.get(id(parent))
-                held[id(parent)] = dparent if before is None else before + dparent
+                rest = held.get(id(parent))
+                if callable(dparent):
+                    held[id(parent)] = dparent(rest)
+                else:
+                    held[id(parent)] = dparent if rest is None else rest + dparent
         node.parents, node.vjp = (), _WALKED
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 

@@ -4,6 +4,7 @@ An op's forward pass ends with the birth of its Tensor, so the time since the bi
 pass is its vjp. The ops know nothing of this: `watched` puts a clock into Tensor while it lasts.
 """
 
+import functools
 import threading
 import time
 from collections import defaultdict
@@ -99,14 +100,20 @@ def watched():
             return
         row = spent[op or "unnamed"]
 
+        def timed(f):
+            def call(*given):
+                nonlocal last
+                start = time.perf_counter()
+                found = f(*given)
+                last = time.perf_counter()
+                row.backward += last - start
+                return found
+
+            return call
+
         def timed_vjp(g, needs):
-            nonlocal last
-            start = time.perf_counter()
-            gradients = vjp(g, needs)
-            last = time.perf_counter()
             row.backward_calls += 1
-            row.backward += last - start
-            return gradients
+            return _each(timed, timed(vjp)(g, needs))
 
         plain(self, data, parents, timed_vjp, op)
         now = time.perf_counter()
@@ -116,6 +123,11 @@ def watched():
 
     with _replaced({(Tensor, "__init__"): timed_init}):
         yield spent
+
+
+def _each(clock, cotangents):
+    """What a vjp returned, with a clock around those functions that it left to the tape to call."""
+    return [clock(x) if callable(x) else x for x in cotangents]
 
 
 @contextmanager
@@ -153,7 +165,8 @@ def kinds(team):
     init, loop, beside = Tensor.__init__, cpu.Team.run, primitives.beside
 
     def clocked_init(self, data, parents=(), vjp=None, op=""):
-        init(self, data, parents, vjp and clocked("passes", vjp), op)
+        clock = functools.partial(clocked, "passes")
+        init(self, data, parents, vjp and (lambda g, needs: _each(clock, clock(vjp)(g, needs))), op)
 
     def clocked_loop(team, work, helpers):  # of several threads: this one works, too, and then waits for the others
         clocked("waiting", loop)(team, clocked("passes", work), helpers)

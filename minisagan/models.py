@@ -13,7 +13,17 @@ from minisagan import ops
 from minisagan.autograd import Tensor
 from minisagan.init import Init
 from minisagan.module import Module
-from minisagan.nn import BatchNorm, Conv, DownBlock, Embedding, Linear, SelfAttention, UpBlock, spectral_weights
+from minisagan.nn import (
+    BatchNorm,
+    Conv,
+    DownBlock,
+    Embedding,
+    Linear,
+    SelfAttention,
+    UpBlock,
+    rows_of_classes,
+    spectral_weights,
+)
 
 
 class Generator(Module):
@@ -34,7 +44,7 @@ class Generator(Module):
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
 
     def __call__(self, z, labels=None):
-        with spectral_weights(self):
+        with spectral_weights(self), rows_of_classes(self, labels):
             x = self.input(z if isinstance(z, Tensor) else Tensor(z))
             x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
             for r in self.levels:

@@ -11,7 +11,6 @@ import numpy as np
 from minisagan import ops
 from minisagan.errors import UsageError
 from minisagan.module import Module
-from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -90,8 +89,9 @@ class Conv(Layer):
         self.b = init.constant((outputs,), 0) if bias else None
         self.op = op
 
-    def __call__(self, x):
-        return self.op(x, self.weight(), self.b)
+    def __call__(self, x, **more):
+        """`more` is what the op can take along: rest, relu."""
+        return self.op(x, self.weight(), self.b, **more)
 
 
 class Embedding(Layer):
@@ -113,6 +113,8 @@ class BatchNorm(Module):
     normalised.
     """
 
+    rows = None  # gain and bias of each image, while a network is called that has looked them up for all its norms
+
     def __init__(self, init, channels, classes=0, momentum=0.9):
         shape = (classes, channels) if classes else (channels,)
         self.gain, self.bias = init.constant(shape, 1), init.constant(shape, 0)
@@ -120,14 +122,26 @@ class BatchNorm(Module):
         self.momentum = momentum
 
     def __call__(self, x, labels=None):
-        gain, bias = self.gain, self.bias
+        gain, bias, running = self.gain, self.bias, (self.mean, self.var)
         if gain.ndim == 2:
-            gain, bias = ops.embedding(gain, labels), ops.embedding(bias, labels)  # (N, C)
+            gain, bias = self.rows or ops.embeddings([gain, bias], labels)  # (N, C) each
         if not self.training:
-            return ops.batch_norm(x, gain, bias, (self.mean, self.var), relu=True)[0]
-        y, statistics = ops.batch_norm(x, gain, bias, relu=True)
-        update_running((self.mean, self.var), statistics, self.momentum)
-        return y
+            return ops.batch_norm(x, gain, bias, running, relu=True)[0]
+        return ops.batch_norm(x, gain, bias, relu=True, running=running, momentum=self.momentum)[0]
+
+
+@contextmanager
+def rows_of_classes(network, labels):
+    """Inside, the gains and biases of a network's batch norms are those of these labels, looked up all at once."""
+    norms = [norm for norm in network.modules(BatchNorm) if norm.gain.ndim == 2]
+    rows = iter(ops.embeddings([x for norm in norms for x in (norm.gain, norm.bias)], labels) if norms else ())
+    for norm in norms:
+        norm.rows = next(rows), next(rows)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.rows = None
 
 
 class SelfAttention(Module):
@@ -193,9 +207,10 @@ class UpBlock(Module):
         self.shortcut = Conv(init, inputs, outputs, kernel=1, spectral=spectral)
 
     def __call__(self, x, labels):
+        small = self.shortcut(x)  # before norm1, so that its cotangent of x is the last one, which adds up both
         h = self.conv1(self.norm1(x, labels))  # each norm ends in its ReLU: (N, 2H, 2W, O)
         h = self.conv2(self.norm2(h, labels))
-        return h + ops.upsample(self.shortcut(x))
+        return ops.upsample(small, h)
 
 
 class DownBlock(Module):
@@ -212,8 +227,7 @@ class DownBlock(Module):
         self.down, self.first = down, first
 
     def __call__(self, x):
-        h = self.conv1(x if self.first else ops.relu(x))  # (N, H, W, O)
-        h = self.conv2(ops.relu(h))  # (N, H/2, W/2, O)
+        h = self.conv1(x if self.first else ops.relu(x), relu=True)  # (N, H, W, O)
         if self.down:
             x = ops.avg_pool(x)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return self.conv2(h, rest=x if self.shortcut is None else self.shortcut(x))  # (N, H/2, W/2, O)

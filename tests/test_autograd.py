@@ -51,6 +51,22 @@ def test_shared_subgraphs_are_summed_and_each_node_visited_once():
     assert dx.tolist() == [8] and [name for name, _ in calls] == ["d", "c", "b", "a"]
 
 
+@pytest.mark.parametrize("younger", [True, False])
+def test_a_cotangent_may_be_a_function_that_adds_it_to_the_rest(younger):
+    x, seen = leaf(1.0), []
+
+    def add(rest):
+        seen.append(None if rest is None else rest.tolist())
+        return np.array([3.0]) if rest is None else rest + 3.0
+
+    def adding():
+        return Tensor(3 * x.data, (x,), lambda g, needs: (add,))
+
+    both = [2 * x, adding()] if younger else [adding(), 2 * x]
+    (dx,) = grad(both[0] + both[1], [x])
+    assert dx.tolist() == [5] and seen == [None if younger else [2.0]]  # the younger one is asked first
+
+
 def test_a_ladder_of_2_to_the_200_paths_takes_200_visits():
     x = y = leaf(1.0)
     calls = []

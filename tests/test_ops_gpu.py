@@ -8,7 +8,6 @@ import pytest
 
 from minisagan import cuda, gradcheck, kinks, ops
 from minisagan.autograd import Tensor, grad
-from minisagan.ops.batch_norm import update_running
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -76,6 +75,14 @@ CASES = {  # (the op, shapes of its inputs)
     "augment, not mirrored": (lambda x: ops.augment(x, DRAWS[20:, :4]), (20, 9, 9, 1)),
     "embedding": (lambda table: ops.embedding(table, LABELS), (5, 6)),
     "embedding, one column": (lambda table: ops.embedding(table, LABELS), (7, 1)),
+    "embeddings of three tables, two used": (
+        lambda *tables: ops.matmul(*ops.embeddings(tables, LABELS)[:2]),
+        *((5, 7), (6, 3), (5, 2)),
+    ),
+    "embeddings of more than one launch takes": (
+        lambda *tables: sum(ops.embeddings(tables, LABELS)[1:], 0),
+        *[(5, 2)] * 70,
+    ),
     "spectral norm": (resting(-1), (3, 3, 2, 4)),
     "spectral norm, one channel": (resting(-1), (7, 1)),
     "spectral norm, first axis": (resting(0), (5, 3)),
@@ -141,12 +148,11 @@ def test_results_are_the_same_bit_for_bit_whichever_threads_are_first(gpu, case,
 
 
 def test_running_statistics_move_towards_the_batchs(gpu):
-    arrays = draw([(300,)] * 4)
-    running, there = arrays[:2], [gpu.put(a) for a in arrays]
-    update_running(there[:2], there[2:], 0.9)
-    update_running(running, arrays[2:], 0.9)
-    for found, expected in zip(there, arrays, strict=True):
-        close(gpu.get(found), expected, 1e-12)
+    x, ones, mean, var = draw([(3, 2, 4, 300), (300,), (300,), (300,)])
+    there, expected = (gpu.put(mean), gpu.put(var)), (mean + 0.3 * (x.mean((0, 1, 2)) - mean), var * 0.7)
+    ops.batch_norm(*(Tensor(gpu.put(a)) for a in (x, ones, ones)), running=there, momentum=0.7)
+    close(gpu.get(there[0]), expected[0], 1e-12)
+    close(gpu.get(there[1]), expected[1] + 0.3 * x.var((0, 1, 2)), 1e-12)
 
 
 def check_recorded(gpu, f, arrays):

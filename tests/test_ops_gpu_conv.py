@@ -136,6 +136,27 @@ def test_tiles_are_narrower_where_that_gives_more_blocks_or_registers_are_few(gp
     assert grids(gpu, monkeypatch, "80", outer)[0] == ("outer_128", (1, 2, 8))  # no fewer than there are parts
 
 
+@PRECISIONS
+@pytest.mark.parametrize("O", [5, 36])
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_a_convolution_takes_along(gpu, dtype, tf32, tolerance, O, relu, monkeypatch):
+    """The rest, a ReLU, and a cotangent of x that was there before its own."""
+    monkeypatch.setattr(cuda, "tf32", tf32)
+    tolerance *= 30 if tf32 else 2  # a ReLU may open for one and not for the other
+    op = lambda x, w, b, rest: ops.conv(x, w, b, rest=rest, relu=relu)
+    same(op, draw((2, 5, 7, 6), (3, 3, 6, O), (O,), (2, 5, 7, O), dtype=dtype), gpu, tolerance)
+    op = lambda x, w: ops.conv_down(ops.relu(x), w, rest=ops.avg_pool(ops.conv(x, w, rest=x)))
+    same(op, draw((2, 6, 4, O), (3, 3, O, O), dtype=dtype), gpu, tolerance)
+    same(lambda x, rest: ops.upsample(ops.avg_pool(x), rest), draw((2, 4, 4, O), (2, 4, 4, O), dtype=dtype), gpu, 1e-6)
+
+
+def test_a_relu_of_a_convolution_keeps_a_nan(gpu):
+    (x,) = draw((1, 2, 2, 1))
+    x[0, 0, 0] = np.nan
+    y = gpu.get(ops.conv(Tensor(gpu.put(x)), Tensor(gpu.put(np.ones((1, 1, 1, 1)))), relu=True).data)
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+
+
 def test_convolution_repeats_bit_for_bit(gpu, convolution, monkeypatch):
     monkeypatch.setattr(cuda, "tf32", True)
     op, shapes = convolution

@@ -17,13 +17,13 @@ from minisagan.ops.augment import augment
 from minisagan.ops.batch_norm import batch_norm
 from minisagan.ops.conv import conv, conv_down, up_conv
 from minisagan.ops.cross_entropy import cross_entropy
-from minisagan.ops.embedding import embedding
+from minisagan.ops.embedding import embedding, embeddings
 from minisagan.ops.hinge import hinge_discriminator, hinge_generator
 from minisagan.ops.resample import avg_pool, max_pool, upsample
 from minisagan.ops.spectral import spectral_norm
 
 __all__ = [
     "add", "attend", "augment", "avg_pool", "batch_norm", "conv", "conv_down", "cross_entropy", "divide", "embedding",
-    "hinge_discriminator", "hinge_generator", "matmul", "max_pool", "mean", "multiply", "relu", "reshape", "softmax",
-    "spectral_norm", "subtract", "sum", "tanh", "transpose", "up_conv", "upsample",
+    "embeddings", "hinge_discriminator", "hinge_generator", "matmul", "max_pool", "mean", "multiply", "relu", "reshape",
+    "softmax", "spectral_norm", "subtract", "sum", "tanh", "transpose", "up_conv", "upsample",
 ]  # fmt: skip

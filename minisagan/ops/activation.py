@@ -15,7 +15,7 @@ def relu(x):
     """max(x, 0), element by element, any shape; the derivative at 0 is 0."""
     on = kinks.chosen(lambda: x.data > 0)  # None, except in a gradient check
     y = relu_forward(x.data) if on is None else x.data * on
-    return Tensor(y, (x,), lambda g, needs: (relu_backward(y, g),), "relu")
+    return Tensor(y, (x,), lambda g, needs: (lambda rest: relu_backward(y, g, rest),), "relu")
 
 
 def tanh(x):
@@ -30,8 +30,10 @@ def relu_forward(x):
 
 
 @primitive
-def relu_backward(y, g):
-    return g * (y > 0)
+def relu_backward(y, g, rest=None):
+    """dx, or rest + dx."""
+    dx = g * (y > 0)
+    return dx if rest is None else rest + dx
 
 
 @primitive

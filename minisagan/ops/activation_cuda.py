@@ -13,8 +13,8 @@ def relu_forward(x):
     return _each("relu", x)
 
 
-def relu_backward(y, g):
-    return _each("relu_backward", y, g)
+def relu_backward(y, g, rest=None):
+    return _each("relu_backward", y, g, rest)
 
 
 def tanh_forward(x):
@@ -26,8 +26,8 @@ def tanh_backward(y, g):
 
 
 def _each(kernel, *arrays):
-    """What the kernel makes of arrays of one shape, element by element."""
-    arrays = [cuda.cupy().ascontiguousarray(a) for a in arrays]
+    """What the kernel makes of arrays of one shape (or None), element by element."""
+    arrays = [a if a is None else cuda.cupy().ascontiguousarray(a) for a in arrays]
     y = np.empty_like(arrays[0])
     kernels(kernel, cuda.blocks_for(y.size, 4 * 256), 256, *arrays, y, y.size)
     return y

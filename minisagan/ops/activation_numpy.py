@@ -9,5 +9,6 @@ def relu_forward(x):
     return np.maximum(x, 0, out=cpu.empty(x.shape, x.dtype))
 
 
-def relu_backward(y, g):
-    return np.multiply(g, y > 0, out=cpu.empty(y.shape, y.dtype))
+def relu_backward(y, g, rest=None):
+    dx = np.multiply(g, y > 0, out=cpu.empty(y.shape, y.dtype))
+    return dx if rest is None else np.add(dx, rest, out=dx)

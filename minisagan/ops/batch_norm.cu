@@ -65,9 +65,11 @@ extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict_
   }
 }
 
-// Mean and biased variance (C,) of the whole batch, from those moments of all its images, (world, N, 2, chunks, C).
+// Mean and biased variance (C,) of the whole batch, from those moments of all its images, (world, N, 2, chunks, C). The
+// running ones, if there are any, move there: r <- r + rate (mean - r), and so for the variance.
 extern "C" __global__ void statistics(const real* __restrict__ both, real* __restrict__ mean, real* __restrict__ var,
-                                      int N, int world, int P, int chunks, int C, int step) {
+                                      real* running_mean, real* running_var, real rate, int N, int world, int P,
+                                      int chunks, int C, int step) {
   int c = THREAD;
   Moments all = {0, 0, 0};
   if (c < C)
@@ -79,16 +81,9 @@ extern "C" __global__ void statistics(const real* __restrict__ both, real* __res
   if (c < C && threadIdx.y == 0) {
     mean[c] = all.mean;
     var[c] = all.square / (real(N) * world * P);
+    if (running_mean) running_mean[c] += rate * (mean[c] - running_mean[c]);
+    if (running_var) running_var[c] += rate * (var[c] - running_var[c]);
   }
-}
-
-// r <- r + rate (s - r) for the running mean and variance, (C,).
-extern "C" __global__ void update_running(real* running_mean, real* running_var, const real* mean, const real* var,
-                                          int C, real rate) {
-  int c = THREAD;
-  if (c >= C) return;
-  running_mean[c] += rate * (mean[c] - running_mean[c]);
-  running_var[c] += rate * (var[c] - running_var[c]);
 }
 
 // y = gain xhat + bias, and 0 for negative ones with `relu`; n is blockIdx.z.

@@ -9,7 +9,8 @@ with g the cotangent of y (0 where the ReLU is off):
     dbias = sum g         dgain = sum g xhat         (over the positions that share one gain)
     dx = (gain g - sum(gain g) / m - xhat sum(gain g xhat) / m) / sqrt(var + eps)
 
-In evaluation the mean and the variance are given constants, and dx = gain g / sqrt(var + eps).
+In evaluation the mean and the variance are given constants, and dx = gain g / sqrt(var + eps). They are exponential
+averages of those found in training, of mean and variance alike: r <- r + (1 - momentum) (mean - r).
 """
 
 import numpy as np
@@ -21,18 +22,19 @@ from minisagan.primitives import primitive
 EPS = 1e-5
 
 
-def batch_norm(x, gain, bias, given=None, relu=False, eps=EPS):
+def batch_norm(x, gain, bias, given=None, relu=False, eps=EPS, running=None, momentum=0.9):
     """Normalise x (N, H, W, C) by the statistics of its batch, or by those `given`: (mean, var), each (C,).
 
+    Those of the batch move the `running` ones, (mean, var) as arrays (C,), in place.
     gain and bias are both (C,) or both (N, C). With `relu`, y is max(gain xhat + bias, 0): as an op of its own the ReLU
     would cost another 5 % of a training step at 32x32.
-    Returns y (N, H, W, C), and (mean, var) as arrays for the running averages.
+    Returns y (N, H, W, C), and (mean, var) as arrays.
     """
     N, _, _, C = x.shape
     if gain.shape != bias.shape or gain.shape not in ((C,), (N, C)):
         shapes = f"{gain.shape} and {bias.shape}"
         raise ValueError(f"for x {x.shape}, gain and bias must both be ({C},) or ({N}, {C}), not {shapes}")
-    mean, var = given or statistics(x.data)
+    mean, var = given or statistics(x.data, running, momentum)
     inputs = x.data, mean, var, gain.data, bias.data, eps
     y = normalise(*inputs, relu)
     out = y
@@ -46,21 +48,27 @@ def batch_norm(x, gain, bias, given=None, relu=False, eps=EPS):
 
 
 @primitive
-def statistics(x):
+def statistics(x, running, momentum):
     """The mean and biased variance of the whole batch over images and positions: (N, H, W, C) -> (C,), (C,).
+
+    With `running` (mean, var), those move towards them.
 
     The variance is the mean of the images' variances plus the variance of their means: no difference of large numbers,
     as E[x^2] - E[x]^2 would be.
     """
     moments = batch.whole(np.stack([x.mean((1, 2)), x.var((1, 2))], 1))  # (N, 2, C), of each image
-    return of_batch(moments)
+    return of_batch(moments, running, momentum)
 
 
-def of_batch(moments):
-    """The mean and variance of a batch, from those of each image: (N, 2, C) -> (C,), (C,)."""
+def of_batch(moments, running, momentum):
+    """The mean and variance of a batch, from those of each image: (N, 2, C) -> (C,), (C,); `running` moves there."""
     means, variances = moments.swapaxes(0, 1)  # (N, C) each
     mean = means.mean(0)
-    return mean, variances.mean(0) + ((means - mean) ** 2).mean(0)
+    found = mean, variances.mean(0) + ((means - mean) ** 2).mean(0)
+    if running is not None:
+        for r, s in zip(running, found, strict=True):
+            r += (1 - momentum) * (s - r)
+    return found
 
 
 @primitive
@@ -96,10 +104,3 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
 def over_images(dgain, dbias):
     """The sums over images: (N, C) each -> (C,) each."""
     return batch.sum(lambda both: both.sum(0), np.stack([dgain, dbias], 1))
-
-
-@primitive
-def update_running(running, found, momentum):
-    """Move the running (mean, var), in place, towards those found in a batch: r <- r + (1 - momentum) (s - r)."""
-    for r, s in zip(running, found, strict=True):
-        r += (1 - momentum) * (s - r)

@@ -10,14 +10,16 @@ kernels = cuda.Kernels(Path(__file__).with_name("batch_norm.cu"))
 BLOCKS = 2048  # that a kernel's work is cut into at most: a few times what a large GPU has at work at once
 
 
-def statistics(x):
+def statistics(x, running, momentum):
     """Mean and variance of chunks of each image, then of all: two launches."""
     (N, H, W, C), world = x.shape, processes.world()
     x, P = cuda.cupy().ascontiguousarray(x), H * W
     blocks, threads, step = _cuts(N, P, C)
     both, mean, var = (cuda.cupy().empty(shape, x.dtype) for shape in ((N, 2, blocks[1], C), C, C))
     kernels("moments", blocks, threads, x, both, P, C, step)
-    kernels("statistics", *_joining(C, 32), processes.gather(both), mean, var, N, world, P, blocks[1], C, step)
+    moved = *(running or (None, None)), float(1 - momentum)
+    every, sizes = processes.gather(both), (N, world, P, blocks[1], C, step)
+    kernels("statistics", *_joining(C, 32), every, mean, var, *moved, *sizes)
     return mean, var
 
 
@@ -50,11 +52,6 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
     means = (None, None) if constant else (mean_g, mean_gx)
     kernels("backward", blocks, threads, *inputs, *means, dx, *sizes)
     return dx, dgain, dbias
-
-
-def update_running(running, statistics, momentum):
-    C = len(running[0])
-    kernels("update_running", cuda.blocks_for(C), 256, *running, *statistics, C, float(1 - momentum))
 
 
 def _joining(C, rows):

@@ -10,7 +10,7 @@ from minisagan import batch, cpu
 from minisagan.ops.batch_norm import of_batch, over_images
 
 
-def statistics(x):
+def statistics(x, running, momentum):
     """Each image's mean and squared deviations are taken while it is in cache."""
     N, H, W, C = x.shape
     moments = np.empty((N, 2, C), x.dtype)  # of each image: mean, variance
@@ -24,7 +24,7 @@ def statistics(x):
         moments[cuts[i], 1] = _columns(np.einsum("nrc,nrc->nc", centred, centred), C) / (H * W)
 
     cpu.parallel(body, len(cuts))
-    return of_batch(batch.whole(moments))
+    return of_batch(batch.whole(moments), running, momentum)
 
 
 def normalise(x, mean, var, gain, bias, eps, relu):

@@ -19,6 +19,7 @@
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
   int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
+  int relu;             // in gather: whether y is max(y, 0)
   int slots, each;      // in outer: partial sum z is of slot z mod slots, and of `each` pixels of its images
 };
 
@@ -35,6 +36,7 @@ constexpr int WIDEST = 64;  // more columns would not fit into registers: the ke
 #endif
 
 #define LANE (threadIdx.x % WARP)
+#define NOWHERE -1LL
 
 struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
@@ -260,10 +262,12 @@ struct Sums {
     }
   }
 
-  // Stores the rows, of O columns, that where(row of the tile) points to, if it does; plus the bias, if there is one.
+  // Stores the rows of the tile, O columns each, at y + where(row), if that is not NOWHERE. The bias and the rest are
+  // added, if there are any, and with `relu` what is below 0 becomes 0.
   template <class Where>
-  __device__ void store(int O, const real* bias, Where where) const {
+  __device__ void store(real* y, int O, const real* bias, const real* rest, bool relu, Where where) const {
     struct alignas(2 * sizeof(real)) Pair { real v[2]; };
+    bool in_pairs = O % 2 == 0 && (size_t)rest % sizeof(Pair) == 0;  // y is an array's beginning
     real added[WIDE][2];
 #pragma unroll
     for (int j = 0; j < 2 * WIDE; j++) {
@@ -272,19 +276,27 @@ struct Sums {
     }
 #pragma unroll
     for (int i = 0; i < 2 * HIGH; i++) {
-      real* y = where(row(i));
-      if (!y) continue;
+      long long to = where(row(i));
+      if (to == NOWHERE) continue;
 #pragma unroll
       for (int j = 0; j < WIDE; j++) {
         int o = blockIdx.y * COLUMNS + column(j);
         const real* v = &value[i / 2][j][i % 2 * 2];
         Pair both = {v[0] + added[j][0], v[1] + added[j][1]};
-        if (O % 2 == 0) {  // so rows begin where pairs may
-          if (o < O) *(Pair*)(y + o) = both;
-        } else {
-          if (o < O) y[o] = both.v[0];
-          if (o + 1 < O) y[o + 1] = both.v[1];
-        }
+        auto complete = [&](int e, real more) {
+          both.v[e] += more;
+          if (relu && both.v[e] < 0) both.v[e] = 0;  // a NaN stays one
+        };
+        if (in_pairs) {
+          if (o >= O) continue;
+          Pair more = rest ? *(const Pair*)(rest + to + o) : Pair{};
+          complete(0, more.v[0]), complete(1, more.v[1]);
+          *(Pair*)(y + to + o) = both;
+        } else
+          for (int e = 0; e < 2 && o + e < O; e++) {
+            complete(e, rest ? rest[to + o + e] : real(0));
+            y[to + o + e] = both.v[e];
+          }
       }
     }
   }
@@ -400,7 +412,7 @@ struct Gather {
 
 // blockIdx: x for pixels, y for channels of the output, z for the remainders of its pixels mod s in scatter.
 template <int COLUMNS, bool DEEP>
-__device__ void gather(const real* x, const real* w, const real* bias, real* y, const Shape& s) {
+__device__ void gather(const real* x, const real* w, const real* bias, const real* rest, real* y, const Shape& s) {
   Axis vertical(s.stride, s.top, s.kh, s.Ho, blockIdx.z / s.stride, s.scatter, s.turned);
   Axis horizontal(s.stride, s.left, s.kw, s.Wo, blockIdx.z % s.stride, s.scatter, s.turned);
   if (vertical.size <= 0 || horizontal.size <= 0) return;  // an image of one row has no odd ones
@@ -414,31 +426,31 @@ __device__ void gather(const real* x, const real* w, const real* bias, real* y, 
   else if (a_fours)
     sums.add_products(Gather<COLUMNS, DEEP, true, false>(x, w, s, vertical, horizontal), chunks, as, bs);
   else sums.add_products(Gather<COLUMNS, DEEP, false, false>(x, w, s, vertical, horizontal), chunks, as, bs);
-  sums.store(s.O, bias, [&](int row) {
+  sums.store(y, s.O, bias, rest, s.relu, [&](int row) {
     int p = blockIdx.x * ROWS + row, line = p / horizontal.size, n = line / vertical.size;
     int h = line % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
-    return n < s.N ? y + (((long long)n * s.Ho + h) * s.Wo + v) * s.O : nullptr;
+    return n < s.N ? (((long long)n * s.Ho + h) * s.Wo + v) * s.O : NOWHERE;
   });
 }
 
-#define GATHER_TAKES const real *x, const real *w, const real *bias, real *y, Shape s
+#define GATHER_TAKES const real *x, const real *w, const real *bias, const real *rest, real *y, Shape s
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_8(GATHER_TAKES) { gather<8, false>(x, w, bias, y, s); }
+    gather_8(GATHER_TAKES) { gather<8, false>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_8_swapped(GATHER_TAKES) { gather<8, true>(x, w, bias, y, s); }
+    gather_8_swapped(GATHER_TAKES) { gather<8, true>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, y, s); }
+    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, y, s); }
+    gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, y, s); }
+    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, y, s); }
+    gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_128(GATHER_TAKES) { gather<WIDEST, false>(x, w, bias, y, s); }
+    gather_128(GATHER_TAKES) { gather<WIDEST, false>(x, w, bias, rest, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_128_swapped(GATHER_TAKES) { gather<WIDEST, true>(x, w, bias, y, s); }
+    gather_128_swapped(GATHER_TAKES) { gather<WIDEST, true>(x, w, bias, rest, y, s); }
 
 // ---- outer
 
@@ -526,9 +538,9 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
   if (a_fours && b_fours) sums.add_products(Outer<COLUMNS, true, true>(x, g, s, first, end), chunks, as, bs);
   else if (a_fours) sums.add_products(Outer<COLUMNS, true, false>(x, g, s, first, end), chunks, as, bs);
   else sums.add_products(Outer<COLUMNS, false, false>(x, g, s, first, end), chunks, as, bs);
-  sums.store(s.O, nullptr, [&](int row) {
+  sums.store(partial, s.O, nullptr, nullptr, false, [&](int row) {
     int m = blockIdx.x * ROWS + row;
-    return m < rows ? partial + ((long long)blockIdx.z * rows + m) * s.O : nullptr;
+    return m < rows ? ((long long)blockIdx.z * rows + m) * s.O : NOWHERE;
   });
 }
 
@@ -562,19 +574,19 @@ extern "C" __global__ void __launch_bounds__(1024) slot_sums(const real* x, real
   if (c < WO && threadIdx.y == 0) y[(c / O * slots + slot) * O + c % O] = sum;
 }
 
-// u[i] = w[i] + w[i - 1] on each axis: w (3, 3, CO) -> u (4, 4, CO).
-extern "C" __global__ void smear(const real* w, real* u, int CO) {
+// u[i] = factor (w[i] + w[i - 1]) on each axis: w (3, 3, CO) -> u (4, 4, CO).
+extern "C" __global__ void smear(const real* w, real* u, real factor, int CO) {
   int tap = THREAD / CO, i = tap / 4, j = tap % 4;
   if (tap >= 16) return;
   real sum = 0;
   for (int a = max(i - 1, 0); a <= min(i, 2); a++)
     for (int b = max(j - 1, 0); b <= min(j, 2); b++) sum += w[(a * 3 + b) * CO + THREAD % CO];
-  u[THREAD] = sum;
+  u[THREAD] = factor * sum;
 }
 
-// w[i] = u[i] + u[i + 1] on each axis: u (count, 4, 4, C, O), or transposed: turned and (count, 4, 4, O, C), -> w
-// (count, 3, 3, C, O).
-extern "C" __global__ void unsmear(const real* u, real* w, int count, int C, int O, int transposed) {
+// w[i] = factor (u[i] + u[i + 1]) on each axis: u (count, 4, 4, C, O), or transposed: turned and (count, 4, 4, O, C), ->
+// w (count, 3, 3, C, O).
+extern "C" __global__ void unsmear(const real* u, real* w, real factor, int count, int C, int O, int transposed) {
   int CO = C * O, one = THREAD / (9 * CO), tap = THREAD / CO % 9, c = THREAD % CO / O, o = THREAD % O;
   if (one >= count) return;
   u += size_t(one) * 16 * CO + (transposed ? o * C + c : c * O + o);
@@ -583,5 +595,5 @@ extern "C" __global__ void unsmear(const real* u, real* w, int count, int C, int
     int at = (tap / 3 + k / 2) * 4 + tap % 3 + k % 2;
     sum += u[(transposed ? 15 - at : at) * CO];
   }
-  w[THREAD] = sum;
+  w[THREAD] = factor * sum;
 }

@@ -15,19 +15,24 @@ matrices (C, O), added up. Three sums over taps serve all of the above, each the
 The fusions rest on this: nearest up-sampling repeats each pixel 2x2 and average pooling sums 2x2, so a 3x3 kernel next
 to either acts as a 4x4 kernel of stride 2, its convolution with a 2x2 box. That takes 16 multiplications instead of 36,
 and the result is the same at the borders, too, since the padding is of zeros.
+
+What a residual block adds to a convolution (`rest`), the ReLU that follows one, and other cotangents of its x are taken
+along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over memory of their own.
 """
 
 import numpy as np
 
-from minisagan import batch
+from minisagan import batch, kinks
 from minisagan.autograd import Tensor
+from minisagan.ops.activation import relu_backward
 from minisagan.primitives import primitive
 
 
-def conv(x, w, b=None, stride=1):
+def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g).
+    With `rest`, of y's shape, it is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
+    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g);  drest = g.
     """
     kh, kw = w.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
@@ -35,10 +40,11 @@ def conv(x, w, b=None, stride=1):
     xd, wd, at = x.data, w.data, (stride, kh // 2, kw // 2)  # stride, top, left
     size = tuple(-(-side // stride) for side in x.shape[1:3])  # rounded up
     return _op(
-        "conv", (x, w, b),
-        lambda bias: gather(xd, wd, *at, size, bias),
-        lambda g: scatter(g, _swapped(wd), *at, xd.shape[1:3]),
+        "conv", (x, w, b, rest),
+        lambda *added: gather(xd, wd, *at, size, *added),
+        lambda g, rest: scatter(g, _swapped(wd), *at, xd.shape[1:3], None, rest),
         lambda g: batch.sum(lambda x, g: outer(x, g, (kh, kw), *at), xd, g),
+        relu,
     )  # fmt: skip
 
 
@@ -50,52 +56,64 @@ def up_conv(x, w, b=None):
     w[3 - k], which is smear(w) turned by 180 degrees.  dx = gather(g, v^T);  dw = unsmear(outer(g, x)^T turned).
     Without this fusion a step at 32x32 takes 14 % longer.
     """
-    xd, v, size = x.data, _turned(_smeared(w)), (2 * x.shape[1], 2 * x.shape[2])
+    xd, v, size = x.data, _turned(_smeared(w, 1)), (2 * x.shape[1], 2 * x.shape[2])
     return _op(
-        "up_conv", (x, w, b),
-        lambda bias: scatter(xd, v, 2, 1, 1, size, bias),
-        lambda g: gather(g, _swapped(v), 2, 1, 1, xd.shape[1:3]),
-        lambda g: batch.sum(lambda x, g: smeared_outer(g, x, True), xd, g),
+        "up_conv", (x, w, b, None),
+        lambda *added: scatter(xd, v, 2, 1, 1, size, *added),
+        lambda g, rest: gather(g, _swapped(v), 2, 1, 1, xd.shape[1:3], None, rest),
+        lambda g: batch.sum(lambda x, g: smeared_outer(g, x, 1, True), xd, g),
     )  # fmt: skip
 
 
-def conv_down(x, w, b=None):
+def conv_down(x, w, b=None, rest=None):
     """avg_pool(conv(x, w, b)) at 16/36 of the work: x (N, H, W, C), H and W even, w (3, 3, C, O) -> (N, H/2, W/2, O).
 
     Along one axis y[h] is the mean of sum_i w[i] x[2h + a + i - 1] over a = 0, 1. With k = a + i it is the sum of
     u[k] x[2h + k - 1] with u[k] = (w[k] + w[k - 1]) / 2: gather(x, u), where u = smear(w) / 4 on two axes.
     dx = scatter(g, u^T);  dw = unsmear(outer(x, g)) / 4.  Without this fusion a step at 32x32 takes 15 % longer.
+    With `rest`, of y's shape, it is added.
     """
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"conv_down halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")
-    xd, u, size = x.data, _smeared(w) / 4, (x.shape[1] // 2, x.shape[2] // 2)
+    xd, u, size = x.data, _smeared(w, 0.25), (x.shape[1] // 2, x.shape[2] // 2)
     return _op(
-        "conv_down", (x, w, b),
-        lambda bias: gather(xd, u, 2, 1, 1, size, bias),
-        lambda g: scatter(g, _swapped(u), 2, 1, 1, xd.shape[1:3]),
-        lambda g: batch.sum(lambda x, g: smeared_outer(x, g, False), xd, g) / 4,
+        "conv_down", (x, w, b, rest),
+        lambda *added: gather(xd, u, 2, 1, 1, size, *added),
+        lambda g, rest: scatter(g, _swapped(u), 2, 1, 1, xd.shape[1:3], None, rest),
+        lambda g: batch.sum(lambda x, g: smeared_outer(x, g, 0.25, False), xd, g),
     )  # fmt: skip
 
 
-def _op(name, parents, forward, dx, dw):
-    """The Tensor of forward(bias), with dx(g), dw(g) and the bias's gradient for its backward pass."""
-    x, w, b = parents
+def _op(name, inputs, forward, dx, dw, relu=False):
+    """The Tensor of forward(bias, rest, relu), with dx(g, rest) and dw(g) for its backward pass."""
+    x, w, b, _ = inputs
     if x.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
-        shapes = ", ".join(str(p.shape) for p in parents if p is not None)
+        shapes = ", ".join(str(p.shape) for p in inputs[:3] if p is not None)
         raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
-    rules = dx, dw, lambda g: batch.sum(channel_sum, g)
-    vjp = lambda g, needs: [rule(g) if need else None for rule, need in zip(rules, needs, strict=False)]
-    return Tensor(forward(b if b is None else b.data), parents if b is not None else (x, w), vjp, name)
+    bias, rest = (p if p is None else p.data for p in inputs[2:])
+    y = out = forward(bias, rest, relu)
+    if rest is not None and rest.shape != y.shape:
+        raise ValueError(f"a convolution of shape {y.shape} can't be added to a rest of shape {rest.shape}")
+    if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
+        out = forward(bias, rest, False) * on
+    rules = lambda g: lambda rest: dx(g, rest), dw, lambda g: batch.sum(channel_sum, g), lambda g: g
+    parents, rules = zip(*((p, rule) for p, rule in zip(inputs, rules, strict=True) if p is not None), strict=True)
+
+    def vjp(g, needs):
+        g = relu_backward(y, g) if relu else g
+        return [rule(g) if need else None for rule, need in zip(rules, needs, strict=True)]
+
+    return Tensor(out, parents, vjp, name)
 
 
 _swapped = lambda w: w.transpose(0, 1, 3, 2)  # (kh, kw, C, O) -> (kh, kw, O, C): the w^T of each tap
 _turned = lambda w: w[::-1, ::-1]  # by 180 degrees
 
 
-def _smeared(w):
+def _smeared(w, factor):
     if w.shape[:2] != (3, 3):
         raise ValueError(f"up_conv and conv_down take 3x3 kernels, not {w.shape[0]}x{w.shape[1]}")
-    return smear(w.data)
+    return smear(w.data, factor)
 
 
 def _padded(x, kernel, stride, top, left, size):
@@ -108,19 +126,29 @@ def _padded(x, kernel, stride, top, left, size):
 
 
 @primitive
-def gather(x, w, stride, top, left, size, bias=None):
-    """y[h, w] = bias + sum_ij x[s h + i - t, s w + j - l] @ w[i, j]: (N, H, W, C) -> (N, *size, O)."""
+def gather(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
+    """y[h, w] = bias + rest + sum_ij x[s h + i - t, s w + j - l] @ w[i, j]: (N, H, W, C) -> (N, *size, O).
+
+    bias is (O,), rest of y's shape; with relu it is max(y, 0).
+    """
     _, tap = _padded(x, w.shape[:2], stride, top, left, size)
-    return sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0 if bias is None else bias)
+    y = sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0)
+    return _completed(y, bias, rest, relu)
 
 
 @primitive
-def scatter(x, w, stride, top, left, size, bias=None):
-    """y[s h + i - t, s w + j - l] += x[h, w] @ w[i, j], from y = bias: (N, H, W, C) -> (N, *size, O)."""
+def scatter(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
+    """y[s h + i - t, s w + j - l] += x[h, w] @ w[i, j], from y = bias + rest: (N, H, W, C) -> (N, *size, O)."""
     y, tap = _padded(np.zeros((len(x), *size, w.shape[3]), x.dtype), w.shape[:2], stride, top, left, x.shape[1:3])
     for i, j in np.ndindex(w.shape[:2]):
         tap(i, j)[...] += x @ w[i, j]
-    return y if bias is None else y + bias
+    return _completed(y, bias, rest, relu)
+
+
+def _completed(y, bias, rest, relu):
+    y = y if bias is None else y + bias
+    y = y if rest is None else y + rest
+    return np.maximum(y, 0) if relu else y
 
 
 @primitive
@@ -132,10 +160,10 @@ def outer(x, g, kernel, stride, top, left):
 
 
 @primitive
-def smeared_outer(x, g, transposed):
-    """dw (3, 3, C, O) from that of the 4x4 kernel, outer(x, g) of stride 2, or, for up_conv, from its transpose."""
+def smeared_outer(x, g, factor, transposed):
+    """dw (3, 3, C, O) from that of the smeared kernel, outer(x, g) of stride 2, or, for up_conv, from its transpose."""
     dw = outer(x, g, (4, 4), 2, 1, 1)
-    return unsmear(_turned(_swapped(dw)) if transposed else dw)
+    return factor * unsmear(_turned(_swapped(dw)) if transposed else dw)
 
 
 @primitive
@@ -145,11 +173,14 @@ def channel_sum(g):
 
 
 @primitive
-def smear(w):
-    """A 3x3 kernel convolved with a 2x2 box, (3, 3, C, O) -> (4, 4, C, O): u[i] = w[i] + w[i - 1] on each axis."""
+def smear(w, factor):
+    """A 3x3 kernel convolved with a 2x2 box of `factor`: u[i] = w[i] + w[i - 1] on each axis.
+
+    (3, 3, C, O) -> (4, 4, C, O).
+    """
     u = np.zeros((4, 4) + w.shape[2:], w.dtype)
     for a, b in np.ndindex(2, 2):
-        u[a : a + 3, b : b + 3] += w
+        u[a : a + 3, b : b + 3] += factor * w
     return u
 
 

@@ -14,19 +14,19 @@ kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "slots", "each"
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu", "slots", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
-def gather(x, w, stride, top, left, size, bias=None):
-    return _gather(x, w, stride, top, left, size, bias, scatter=False)
+def gather(x, w, stride, top, left, size, *added):
+    return _gather(False, x, w, stride, top, left, size, *added)
 
 
-def scatter(x, w, stride, top, left, size, bias=None):
-    return _gather(x, w, stride, top, left, size, bias, scatter=True)
+def scatter(x, w, stride, top, left, size, *added):
+    return _gather(True, x, w, stride, top, left, size, *added)
 
 
-def _gather(x, w, stride, top, left, size, bias, scatter):
+def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=False):
     """Either of the two: scatter is s x s gathers, in one launch."""
     cupy, N, (kh, kw, _, O) = cuda.cupy(), len(x), w.shape
     _check(kh, kw)
@@ -36,9 +36,10 @@ def _gather(x, w, stride, top, left, size, bias, scatter):
         columns, across = 64, -(-O // 64)  # more blocks instead: outer has its partial sums for that
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, 1, 0), SHAPE)
+    rest = rest if rest is None else cupy.ascontiguousarray(rest)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, relu, 1, 0), SHAPE)
     name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
-    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, y, shape)
+    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, rest, y, shape)
     return y
 
 
@@ -61,7 +62,7 @@ def _partial_outer(x, g, kernel, stride, top, left):
     each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
     sums = slots * -(-pixels // each)
     x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, slots, each), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, slots, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return partial
 
@@ -74,18 +75,19 @@ def channel_sum(g):
     return column_sums(sums)
 
 
-def smear(w):
+def smear(w, factor):
     u = cuda.cupy().empty((4, 4) + w.shape[2:], w.dtype)
-    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, u.size // 16)
+    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, float(factor), u.size // 16)
     return u
 
 
-def smeared_outer(x, g, transposed):
+def smeared_outer(x, g, factor, transposed):
     """Part by part: what is added after `unsmear` does not round like what is added before it."""
     partial = _partial_outer(x, g, (4, 4), 2, 1, 1)
     C, O = partial.shape[:2:-1] if transposed else partial.shape[3:]
     dw = cuda.cupy().empty((len(partial), 3, 3, C, O), x.dtype)
-    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, len(dw), C, O, int(transposed))
+    sizes = float(factor), len(dw), C, O, int(transposed)
+    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, *sizes)
     return _joined(dw)
 
 

@@ -27,22 +27,22 @@ SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller pr
 PATCHES = 1 << 19  # numbers of patches that `outer` has in memory at once: 2 MiB of float32
 
 
-def gather(x, w, stride, top, left, size, bias=None):
+def gather(x, w, stride, top, left, size, *added):
     if w.shape[:2] == (1, 1) and stride == 1:
-        return pointwise(x, w[0, 0], bias)
+        return pointwise(x, w[0, 0], *added)
     y = cpu.empty((len(x), *size, w.shape[3]), x.dtype)
-    _products(x, stride, y, [(top, left, w, y)], bias)
+    _products(x, stride, y, [(top, left, w, y)], *added)
     return y
 
 
-def scatter(x, w, stride, top, left, size, bias=None):
+def scatter(x, w, stride, top, left, size, *added):
     """As s x s gathers of stride 1, so that no position of y is added to twice.
 
     Positions of y with one remainder mod s meet every s-th tap alone, so each of the s x s sets is a gather of stride 1
     with those taps turned by 180 degrees: y[s h + a] = sum_m x[h + (a + top)//s - m] @ w[(a + top) % s + s m].
     """
     if w.shape[:2] == (1, 1) and stride == 1:
-        return pointwise(x, w[0, 0], bias)
+        return pointwise(x, w[0, 0], *added)
     y = cpu.empty((len(x), *size, w.shape[3]), x.dtype)
     if min(w.shape[:2]) < stride:
         y.fill(0)  # positions that meet no tap
@@ -54,7 +54,7 @@ def scatter(x, w, stride, top, left, size, bias=None):
             if taps.size and positions.size:
                 first = len(taps) - 1 - (a + top) // stride, taps.shape[1] - 1 - (b + left) // stride
                 sets.append((*first, taps, positions))
-    _products(x, 1, y, sets, bias)
+    _products(x, 1, y, sets, *added)
     return y
 
 
@@ -98,33 +98,40 @@ def channel_sum(g):
     return sum(rows.reshape(N, W, O).sum(1), start=np.zeros(O, g.dtype))  # image by image, whatever O is
 
 
-def pointwise(x, w, bias=None):
-    """A 1x1 convolution, x @ w + bias at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
+def pointwise(x, w, bias=None, rest=None, relu=False):
+    """A 1x1 convolution, x @ w + bias + rest at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
-    bias = bias if bias is None else np.tile(bias, W)
     cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
         out = y[cuts[i]]
         np.matmul(x[cuts[i]].reshape(-1, H * W, C), w, out=out.reshape(-1, H * W, w.shape[1]))
-        if bias is not None:
-            out = out.reshape(-1, len(bias))
-            out += bias
+        _complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
 
     cpu.parallel(body, len(cuts))
     return y
 
 
-def _products(x, stride, y, sets, bias):
+def _complete(y, bias, rest, relu):
+    """Add to y, in place, while it is in the cache."""
+    if bias is not None:
+        rows = y.reshape(-1, y.shape[2] * len(bias))  # a row of the image at a time: long inner loops
+        rows += np.tile(bias, y.shape[2])
+    if rest is not None:
+        y += rest
+    if relu:
+        np.maximum(y, 0, out=y)
+
+
+def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
     """Fill y, and each part of it in `sets` = [(top, left, w, part), ...] by a gather of its own:
 
-        part[h, w] = bias + sum_ij x[s h + i - top, s w + j - left] @ w[i, j]
+        part[h, w] = bias + rest + sum_ij x[s h + i - top, s w + j - left] @ w[i, j]
 
     Sets whose kernels are equally wide share one expansion of x.
     """
     N, _, _, C = x.shape
-    bias = bias if bias is None else np.tile(bias, y.shape[2])  # a row at a time: long inner loops
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
         group = [each for each in sets if each[2].shape[1] == kw]
@@ -152,9 +159,7 @@ def _products(x, stride, y, sets, bias):
                     (image, stride * row, column, channel),
                 )
                 np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
-        if bias is not None:
-            long = y[cuts[i]].reshape(-1, len(bias))
-            long += bias
+        _complete(y[cuts[i]], bias, rest if rest is None else rest[cuts[i]], relu)
 
     cpu.parallel(body, len(cuts))
 

@@ -3,12 +3,13 @@
     y[n] = table[labels[n]]          dtable[k] = sum of g[n] over the n with labels[n] = k
 
 The sum is a product with the one-hot matrix of the labels: a fixed order of addition, unlike a scatter of additions.
+A generator's gains and biases for each class are many small tables, looked up with the same labels.
 """
 
 import numpy as np
 
 from minisagan import batch
-from minisagan.autograd import Tensor
+from minisagan.autograd import joint
 from minisagan.primitives import primitive
 
 
@@ -17,8 +18,14 @@ def embedding(table, labels):
 
     Labels outside are a ValueError, unless they lie on the GPU: to look at those would be to wait for them.
     """
-    y, classes = look_up(table.data, labels), len(table.data)
-    return Tensor(y, (table,), lambda g, needs: (look_up_backward(g, labels, classes),), "embedding")
+    return embeddings([table], labels)[0]
+
+
+def embeddings(tables, labels):
+    """`embedding` of several tables at once, (classes, C) with their own C each: a list of Tensors (N, C)."""
+    arrays = [table.data for table in tables]
+    vjp = lambda gs, needs: look_up_backward(arrays, dict(gs), labels)
+    return joint(look_up(arrays, labels), tables, vjp, "embedding")
 
 
 def check_labels(labels, classes):
@@ -30,11 +37,15 @@ def check_labels(labels, classes):
 
 
 @primitive
-def look_up(table, labels):
-    return table[check_labels(labels, len(table))]  # (N, C)
+def look_up(tables, labels):
+    return [table[check_labels(labels, len(table))] for table in tables]  # (N, C) each
 
 
 @primitive
-def look_up_backward(g, labels, classes):
-    onehot = (np.asarray(labels)[:, None] == np.arange(classes)).astype(g.dtype)  # (N, classes)
-    return batch.sum(lambda onehot, g: onehot.T @ g, onehot, g)  # (classes, C)
+def look_up_backward(tables, gs, labels):
+    """A list of dtable (classes, C), from the cotangents of those that had a part in the loss: number -> g (N, C)."""
+    dtables = [np.zeros_like(table) for table in tables]
+    for i, g in gs.items():
+        onehot = (np.asarray(labels)[:, None] == np.arange(len(tables[i]))).astype(g.dtype)  # (N, classes)
+        dtables[i] = batch.sum(lambda onehot, g: onehot.T @ g, onehot, g)
+    return dtables

@@ -10,12 +10,13 @@ struct Block {
   __device__ int operator[](int k) const { return first + k / 2 * row + k % 2 * C; }
 };
 
-// large[2h + a, 2w + b] = factor small[h, w]
-extern "C" __global__ void repeat(real* large, const real* small, real factor, int count, int row, int C) {
+// large[2h + a, 2w + b] = factor small[h, w], plus the rest, if there is one
+extern "C" __global__ void repeat(real* large, const real* small, const real* rest, real factor, int count, int row,
+                                  int C) {
   int i = THREAD;
   if (i >= count) return;
   Block block(i, row, C);
-  for (int k = 0; k < 4; k++) large[block[k]] = factor * small[i];
+  for (int k = 0; k < 4; k++) large[block[k]] = (rest ? rest[block[k]] : real(0)) + factor * small[i];
 }
 
 // small[h, w] = factor sum_ab large[2h + a, 2w + b]

@@ -14,15 +14,18 @@ from minisagan.autograd import Tensor
 from minisagan.primitives import primitive
 
 
-def upsample(x):
-    """Each pixel repeated 2x2: (N, H, W, C) -> (N, 2H, 2W, C)."""
-    return Tensor(repeat(x.data, 1), (x,), lambda g, needs: (sum_blocks(g, 1),), "upsample")
+def upsample(x, rest=None):
+    """Each pixel repeated 2x2: (N, H, W, C) -> (N, 2H, 2W, C); with the Tensor `rest`, of that shape, their sum."""
+    if rest is None:
+        return Tensor(repeat(x.data, 1), (x,), lambda g, needs: (sum_blocks(g, 1),), "upsample")
+    vjp = lambda g, needs: (sum_blocks(g, 1) if needs[0] else None, g)
+    return Tensor(repeat(x.data, 1, rest.data), (x, rest), vjp, "upsample")
 
 
 def avg_pool(x):
     """The mean of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
     _check_even(x, "avg_pool")
-    return Tensor(sum_blocks(x.data, 0.25), (x,), lambda g, needs: (repeat(g, 0.25),), "avg_pool")
+    return Tensor(sum_blocks(x.data, 0.25), (x,), lambda g, needs: (lambda rest: repeat(g, 0.25, rest),), "avg_pool")
 
 
 def max_pool(x):
@@ -42,9 +45,10 @@ def corners(x):
 
 
 @primitive
-def repeat(x, factor):
-    """factor x, each pixel repeated 2x2."""
-    return (factor * x).repeat(2, axis=1).repeat(2, axis=2)  # (N, 2H, 2W, C)
+def repeat(x, factor, rest=None):
+    """factor x, each pixel repeated 2x2; or rest + that."""
+    y = (factor * x).repeat(2, axis=1).repeat(2, axis=2)  # (N, 2H, 2W, C)
+    return y if rest is None else np.add(y, rest, out=y)
 
 
 @primitive

@@ -9,9 +9,10 @@ from minisagan import cuda
 kernels = cuda.Kernels(Path(__file__).with_name("resample.cu"))
 
 
-def repeat(x, factor):
+def repeat(x, factor, rest=None):
     N, H, W, C = x.shape
-    return _launch("repeat", x.shape, (N, 2 * H, 2 * W, C), x, float(factor))
+    rest = rest if rest is None else cuda.cupy().ascontiguousarray(rest)
+    return _launch("repeat", x.shape, (N, 2 * H, 2 * W, C), x, rest, float(factor))
 
 
 def sum_blocks(x, factor):

@@ -179,6 +179,14 @@ def conv(draw):
     residual = lambda x, w: x + ops.conv(ops.relu(x), w)
     yield Case("x + conv(relu(x))", residual, draw((2, 3, 4, 3), (3, 3, 3, 3)))
     yield Case("one weight twice", lambda x, w: ops.conv(ops.conv(x, w), w), draw((1, 4, 3, 2), (3, 3, 2, 2)))
+    relu, inputs = partial(ops.conv, relu=True), draw((2, 3, 4, 3), (3, 3, 3, 2), (2,))
+    yield Case("relu", relu, inputs)
+    yield Case("relu, no bias, 1x1", relu, draw((2, 3, 4, 3), (1, 1, 3, 2)))
+    rest = lambda x, w, b, rest: ops.conv(x, w, b, rest=rest)
+    yield Case("rest", rest, (*inputs, *draw((2, 3, 4, 2))))
+    yield Case("rest, relu", lambda *all: ops.conv(*all[:3], 2, *all[3:], True), (*inputs, *draw((2, 2, 2, 2))))
+    yield Case("rest, 1x1", rest, draw((2, 3, 4, 3), (1, 1, 3, 2), (2,), (2, 3, 4, 2)))
+    yield Case("rest that is x", lambda x, w, b: ops.conv(x, w, b, rest=x), draw((1, 4, 3, 2), (3, 3, 2, 2), (2,)))
 
 
 @CASES.enter
@@ -194,6 +202,9 @@ def conv_down(draw):
     yield Case("H != W", ops.conv_down, draw((2, 4, 6, 3), (3, 3, 3, 2), (2,)))
     yield Case("no bias", ops.conv_down, draw((2, 6, 4, 2), (3, 3, 2, 3)), linear=True)
     yield Case("to one pixel", ops.conv_down, draw((1, 2, 2, 4), (3, 3, 4, 3), (3,)))
+    yield Case("rest", ops.conv_down, draw((2, 4, 2, 3), (3, 3, 3, 2), (2,), (2, 2, 1, 2)))
+    block = lambda x, w: ops.conv_down(ops.relu(x), w, rest=ops.avg_pool(x))
+    yield Case("x twice", block, draw((2, 4, 2, 3), (3, 3, 3, 3)))
     yield Case("several chunks", ops.conv_down, draw((7, 32, 40, 6), (3, 3, 6, 5)), linear=True)
 
 
@@ -201,6 +212,7 @@ def conv_down(draw):
 def upsample(draw):
     yield Case("H != W", ops.upsample, draw((2, 3, 4, 3)), linear=True)
     yield Case("one pixel", ops.upsample, draw((1, 1, 1, 2)), linear=True)
+    yield Case("rest", ops.upsample, draw((2, 1, 2, 3), (2, 2, 4, 3)))
 
 
 @CASES.enter
@@ -223,6 +235,15 @@ def embedding(draw):
 
     yield Case("labels repeated and unused", look_up(3, 0, 3, 2, 3, 0), draw((5, 4)), linear=True)
     yield Case("one label", look_up(2), draw((3, 2)), linear=True)
+
+
+@CASES.enter
+def embeddings(draw):
+    def look_up(*tables):
+        a, b, _ = ops.embeddings(tables, np.array([2, 0, 2, 1], like=tables[0].data))  # the third has no part in it
+        return a.sum(1) * b.sum(1)
+
+    yield Case("tables of several widths", look_up, draw((3, 4), (3, 1), (3, 2)))
 
 
 @CASES.enter

@@ -77,7 +77,7 @@ class _Gemm:
                 product = alpha * (rounded(A) @ rounded(B))
                 C[...] = product + beta * C if beta else product
 
-        self.library.stream.submit(call, blocks)
+        self.library.stream.submit(call, blocks, "gemm", sum(x.nbytes for x in (A, B, C)))
         return SUCCESS
 
 

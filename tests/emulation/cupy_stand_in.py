@@ -5,6 +5,7 @@ one, but by get() and asarray(). While a stream captures, whatever would synchro
 """
 
 import functools
+import math
 import types
 
 import numpy as np
@@ -29,8 +30,14 @@ __version__ = "0"
 # ---- Arrays
 
 
-def _submit(call, *arrays, node=True):
-    Stream.current.submit(call, [array._memory.block for array in arrays], node)
+def _submit(name, call, *arrays):
+    nbytes = sum(_touched(array._host) for array in arrays)
+    Stream.current.submit(call, [array._memory.block for array in arrays], name, nbytes)
+
+
+def _touched(x):
+    """How many bytes of memory a view is of, where it may repeat them."""
+    return x.itemsize * math.prod(size for size, stride in zip(x.shape, x.strides, strict=True) if stride)
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -123,7 +130,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         if isinstance(value, np.ndarray) and value.ndim:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         arrays = [value] if isinstance(value, ndarray) else []
-        _submit(functools.partial(self._host.__setitem__, index, _plain(value)), self, *own, *arrays)
+        part = ndarray(np.asarray(self._host[index]), self._memory)
+        _submit("copy", functools.partial(self._host.__setitem__, index, _plain(value)), part, *own, *arrays)
 
     def fill(self, value):
         self[...] = value
@@ -180,7 +188,7 @@ def _compute(function, *args, out=None, **kwargs):
         if not isinstance(out, ndarray):
             raise TypeError("out lies in the host's memory")
         plain[1]["out"] = out._host
-        _submit(call, *inputs, out)
+        _submit(function.__name__, call, *inputs, out)
         return out
     result = call()  # even while a stream captures: for the shape
     if isinstance(result, (list, tuple)):
@@ -194,7 +202,7 @@ def _compute(function, *args, out=None, **kwargs):
     if Stream.current.recorded is None:
         host[...] = result
     else:
-        _submit(lambda: host.__setitem__(..., call()), new, *inputs)
+        _submit(function.__name__, lambda: host.__setitem__(..., call()), new, *inputs)
     return new
 
 
@@ -206,7 +214,7 @@ def empty(shape, dtype=float):
     memory = malloc(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     array = ndarray(memory.block.bytes.view(dtype).reshape(shape), memory)
     fill = functools.partial(memory.block.bytes.fill, 0xFF)  # NaN, for whoever reads before he writes
-    _submit(fill, array, node=False)
+    _submit(None, fill, array)
     return array
 
 
@@ -243,7 +251,7 @@ def full_like(x, value, dtype=None):
 def arange(*args, dtype=None):
     values = np.arange(*args, dtype=dtype)
     array = empty(values.shape, values.dtype)
-    _submit(functools.partial(array._host.__setitem__, ..., values), array)
+    _submit("arange", functools.partial(array._host.__setitem__, ..., values), array)
     return array
 
 

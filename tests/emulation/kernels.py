@@ -76,7 +76,7 @@ class RawKernel:
             cells.append(_cell(f"argument {number} of {self.name}", value, want))
             blocks += _pointed_at(value)
         run = functools.partial(self._run, grid, block, shared_mem, cells, [weakref.ref(block) for block in blocks])
-        Stream.current.submit(run, blocks)
+        Stream.current.submit(run, blocks, self.name, sum(map(_nbytes, args)))
 
     def _run(self, grid, block, shared_mem, cells, blocks):
         library, error = self._library(), ctypes.create_string_buffer(1000)
@@ -113,6 +113,13 @@ def _cell(name, value, want):
     if cell.dtype.name != want and not null:
         raise TypeError(f"{name} is {cell.dtype} {value}, the kernel takes {want}")
     return cell
+
+
+def _nbytes(value):
+    """The bytes of an argument's arrays, each counted once."""
+    if hasattr(value, "_memory"):
+        return value.nbytes
+    return sum(block.size for block in _pointed_at(value))
 
 
 def _pointed_at(value):

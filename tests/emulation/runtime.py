@@ -47,9 +47,11 @@ class Block:
         if Block.in_use + default_pool.cached + size > settings.memory:
             self.size = 0
             raise OutOfMemoryError(size, Block.in_use)
-        self.size, raw = size, np.full(size + 2 * GUARD + 256, 0xFF, np.uint8)
+        self.size, raw = size, np.empty(size + 2 * GUARD + 256, np.uint8)
         start = GUARD + -(raw.ctypes.data + GUARD) % 256
         self.before, self.bytes, self.after = raw[:start], raw[start : start + size], raw[start + size :]
+        self.before.fill(0xFF)
+        self.after.fill(0xFF)
         self.address = raw.ctypes.data + start
         Block.live[self.address] = self
         Block.in_use += size
@@ -159,7 +161,7 @@ class Stream:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported: the default stream can't be captured")
         if self.recorded is not None:
             raise RuntimeError("cudaErrorIllegalState: the stream captures already")
-        self.recorded, self.nodes = [], 0
+        self.recorded, self.nodes = [], []
 
     def is_capturing(self):
         return self.recorded is not None
@@ -170,16 +172,18 @@ class Stream:
         graph, self.recorded = Graph(self.recorded, self.nodes), None
         return graph
 
-    def submit(self, call, blocks, node=True):
+    def submit(self, call, blocks, name, nbytes=0):
         """Do call() now, or at each launch. It must not hold the blocks: freed memory is to be seen as such.
 
-        `node` is False for what only the emulation does, and no graph of CUDA's has a node for.
+        `name` says what it is, `nbytes` how much memory it reads and writes; a name of None is for what only the
+        emulation does, and no graph of CUDA's has a node for.
         """
         if self.recorded is None:
             call()
         else:
             self.recorded.append((call, [weakref.ref(block) for block in blocks]))
-            self.nodes += node
+            if name is not None:
+                self.nodes.append((name, nbytes))
 
 
 Stream.null = Stream(null=True)
@@ -187,7 +191,7 @@ Stream.current = Stream.null
 
 
 class Graph:
-    """Calls to run again, on the memory that they were recorded with."""
+    """Calls to run again, on the memory that they were recorded with; `nodes`: (name, bytes moved) of each."""
 
     def __init__(self, calls, nodes):
         self.calls, self.nodes = calls, nodes

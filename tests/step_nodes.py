@@ -1,0 +1,68 @@
+"""What a training step on the GPU consists of: the nodes of its two graphs and the bytes that they move, by name.
+
+    python tests/step_nodes.py             # the default's networks, those of --dataset mnist but for its pairs
+    python tests/step_nodes.py --paper     # 128x128, width 64, batch 64, 1000 classes; takes 6 GB
+
+The graphs are recorded by the emulation and not run. A node reads or writes each of its arrays once: that is what the
+bytes are, those that a cache saves or repeats are not in it. (Adam's weights and moments are read and written.)
+"""
+
+import sys
+from collections import defaultdict
+from contextlib import contextmanager
+from unittest import mock
+
+from emulation import cublas_stand_in, cupy_stand_in
+
+from minisagan import cuda, parity
+from minisagan.config import Architecture, Config
+from minisagan.train import Training
+
+SMALL = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3)
+PAPER = Architecture(size=128, channels=3, width=64, classes=1000, attention=32)
+TWICE = {"adam": 7 / 4, "ema": 3 / 2}  # of the bytes of their arrays
+
+
+@contextmanager
+def emulated():
+    """minisagan.cuda on the emulation, with tensor cores."""
+    with mock.patch.multiple(
+        cuda, cupy=lambda: cupy_stand_in, load_cublas=cublas_stand_in.Cublas, tf32=True, _stream=None
+    ):
+        cuda._module.cache_clear()
+        cuda.use(0)
+        try:
+            yield
+        finally:
+            cuda._module.cache_clear()
+            cuda._blas.cache_clear()
+            cupy_stand_in.cuda.Stream.null.use()
+
+
+def recorded(config):
+    """(name, bytes) of each node of a step of D, and of a step of G: recorded on the GPU in use, whose kernels load."""
+    small = Config(batch_size=2, flip=config.flip, architecture=SMALL)
+    Training(small, parity.noise(small, 4), gpu=True, graph=False).advance()
+    training = Training(config, parity.noise(config, config.batch_size), gpu=True)
+    for graph in (training.step_d, training.step_g):
+        graph._record()
+    return training.step_d.recorded.nodes, training.step_g.recorded.nodes
+
+
+def main(paper):
+    with emulated():
+        steps = recorded(Config(flip=True, architecture=PAPER) if paper else Config())
+    totals = defaultdict(lambda: [0, 0, 0.0])  # nodes of D, nodes of G, bytes
+    for k, nodes in enumerate(steps):
+        for name, nbytes in nodes:
+            totals[name][k] += 1
+            totals[name][2] += nbytes * TWICE.get(name, 1)
+    print(f"{'':26}{'D':>5}{'G':>5}{'both':>6}{'MB':>11}")
+    for name, (d, g, nbytes) in sorted(totals.items(), key=lambda item: -sum(item[1][:2])):
+        print(f"{name:26}{d:5}{g:5}{d + g:6}{nbytes / 1e6:11.1f}")
+    d, g, nbytes = map(sum, zip(*totals.values(), strict=True))
+    print(f"{'all':26}{d:5}{g:5}{d + g:6}{nbytes / 1e6:11.1f}")
+
+
+if __name__ == "__main__":
+    main("--paper" in sys.argv[1:])
