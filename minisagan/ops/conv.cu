@@ -548,19 +548,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 // ---- sums over rows, and kernels smeared by a 2x2 box
 
-// y[b, c] = the sum of x[r, c] over the rows r of slice b, `each` of them: (rows, columns) -> (slices, columns).
-extern "C" __global__ void __launch_bounds__(1024)
-    column_sums(const real* x, real* y, int rows, int columns, int each) {
+// y[c] = the sum of x[r, c] over the rows r from `row` to `end`, for the 32 columns from `column` on: x (., columns). By
+// a block of 32 by 32.
+__device__ inline void sum_rows(const real* x, real* y, int row, int end, int column, int columns) {
   __shared__ real sums[32][33];
-  int c = blockIdx.x * 32 + threadIdx.x, end = min(rows, int(blockIdx.y + 1) * each);
+  int c = column + threadIdx.x;
   real sum = 0;
   if (c < columns)
-    for (int r = blockIdx.y * each + threadIdx.y; r < end; r += 32) sum += x[(long long)r * columns + c];
+    for (int r = row + threadIdx.y; r < end; r += 32) sum += x[(long long)r * columns + c];
+  __syncthreads();  // an earlier sum's values have been read
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   sum = warp_sum(sums[threadIdx.x][threadIdx.y]);  // now a warp has a column
-  c = blockIdx.x * 32 + threadIdx.y;
-  if (threadIdx.x == 0 && c < columns) y[(long long)blockIdx.y * columns + c] = sum;
+  c = column + threadIdx.y;
+  if (threadIdx.x == 0 && c < columns) y[c] = sum;
+}
+
+// y[c] = sum_r x[r, c]: (rows, columns) -> (columns).
+extern "C" __global__ void __launch_bounds__(1024) column_sums(const real* x, real* y, int rows, int columns) {
+  sum_rows(x, y, 0, rows, blockIdx.x * 32, columns);
+}
+
+// The same over slices of `each` rows, partial (slices, columns); the last block adds these as rows of O: y (O).
+extern "C" __global__ void __launch_bounds__(1024)
+    channel_sums(const real* x, real* partial, real* y, unsigned* counter, int rows, int columns, int each, int O) {
+  int first = blockIdx.y * each;
+  sum_rows(x, partial + (long long)blockIdx.y * columns, first, min(rows, first + each), blockIdx.x * 32, columns);
+  if (!last_block(counter, gridDim.x * gridDim.y)) return;
+  for (int o = 0; o < O; o += 32) sum_rows(partial, y, 0, gridDim.y * columns / O, o, O);
 }
 
 // u[i] = factor (w[i] + w[i - 1]) on each axis: w (3, 3, CO) -> u (4, 4, CO).

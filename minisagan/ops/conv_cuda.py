@@ -54,14 +54,23 @@ def outer(x, g, kernel, stride, top, left):
     x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
     shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
-    return (partial if sums == 1 else _column_sums(partial, sums, partial[0].size, 1)).reshape(kh, kw, C, O)
+    if sums == 1:
+        return partial[0]
+    dw = cupy.empty((kh, kw, C, O), x.dtype)
+    kernels("column_sums", -(-dw.size // 32), (32, 32), partial, dw, sums, dw.size)
+    return dw
 
 
 def channel_sum(g):
     """In two steps, the first over long rows of W O: rows of O would leave lanes idle."""
-    N, H, W, O = g.shape
-    slices = _column_sums(g, N * H, W * O, BLOCKS)
-    return _column_sums(slices, slices.size // O, O, 1).reshape(O)
+    cupy, (N, H, W, O) = cuda.cupy(), g.shape
+    rows, across = N * H, -(-W * O // 32)
+    each = -(-rows // max(1, min(BLOCKS // across, rows // 32)))
+    slices = -(-rows // each)
+    partial, db = cupy.empty((slices, W * O), g.dtype), cupy.empty(O, g.dtype)
+    arrays = cupy.ascontiguousarray(g), partial, db, cuda.counter()
+    kernels("channel_sums", (across, slices), (32, 32), *arrays, rows, W * O, each, O)
+    return db
 
 
 def smear(w, factor):
@@ -95,12 +104,3 @@ def _layout(w):
     w = w[::-1, ::-1] if turned else w
     swapped = not w.flags.c_contiguous
     return cuda.cupy().ascontiguousarray(w.transpose(0, 1, 3, 2) if swapped else w), int(turned), int(swapped)
-
-
-def _column_sums(x, rows, columns, slices):
-    """x as a matrix (rows, columns), summed over slices of its rows: at most so many, (slices, columns)."""
-    x, across = cuda.cupy().ascontiguousarray(x), -(-columns // 32)
-    each = -(-rows // max(1, min(slices // across, rows // 32)))
-    y = cuda.cupy().empty((-(-rows // each), columns), x.dtype)
-    kernels("column_sums", (across, len(y)), (32, 32), x, y, rows, columns, each)
-    return y
