@@ -30,6 +30,20 @@ __device__ inline real warp_sum(real v) {
   return v;
 }
 
+// Whether this block is the last of so many to come here, for each of its threads. That one may read what the others
+// wrote before. The counter is one of cuda.py's: 0 before the first, and after the last.
+__device__ inline bool last_block(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  __syncthreads();  // all threads have written
+  if (threadIdx.x + threadIdx.y + threadIdx.z == 0) {
+    __threadfence();  // what this block wrote is there before it counts
+    last = atomicInc(counter, blocks - 1) == blocks - 1;
+    __threadfence();  // what this block reads is what is there after it counted
+  }
+  __syncthreads();
+  return last;
+}
+
 // The sum of v over the block, for each of its threads; blockDim.x is a multiple of 32, and shared holds 32 reals.
 __device__ inline real block_sum(real v, real* shared) {
   v = warp_sum(v);

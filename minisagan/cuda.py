@@ -19,6 +19,7 @@ WORKSPACE = 32 << 20  # bytes that cuBLAS may work in: what NVIDIA asks for on H
 
 tf32 = True  # whether float32 products may round their operands to TF32: 10 bits of mantissa, tensor cores
 _stream = None
+_counter = None
 
 
 def on_gpu(x):
@@ -56,11 +57,12 @@ def nccl():
 
 def use(number=0):
     """Make GPU `number` and a stream of our own on it the ones that everything runs on."""
-    global _stream
+    global _stream, _counter
     cp = cupy()
     cp.cuda.Device(number).use()
     _stream = cp.cuda.Stream(non_blocking=True)  # the default stream can't be recorded
     _stream.use()
+    _counter = cp.zeros(1, np.uint32)  # on the way of no graph, so that it is 0 before the first launch
     _blas.cache_clear()
 
 
@@ -134,6 +136,11 @@ def _module(file, real, tf32):
     options = (f"-DREAL={real}", f"-DTF32={int(tf32 and real == 'float')}", "--std=c++17")
     code = f'#line 1 "{SHARED.name}"\n{SHARED.read_text()}#line 1 "{file.name}"\n{file.read_text()}'
     return cupy().RawModule(code=code, options=options)
+
+
+def counter():
+    """uint32 (1,), 0 between launches: by which a kernel's blocks find out which of them is the last (cuda.cu)."""
+    return _counter
 
 
 def blocks_for(count, threads=256):

@@ -18,6 +18,16 @@ extern "C" __global__ void row_sums(const real* x, real* y, int n) {
   y[blockIdx.x * blockDim.x + threadIdx.x] = sum + 3 * squares;
 }
 
+extern "C" __global__ void total(const real* x, real* each, real* y, unsigned* counter) {
+  int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x, threads = blockDim.x * blockDim.y;
+  int i = threadIdx.y * blockDim.x + threadIdx.x;
+  each[block * threads + i] = 2 * x[block * threads + i];
+  if (!last_block(counter, blocks)) return;
+  real sum = 0;
+  for (int b = 0; b < blocks; b++) sum += each[b * threads + threads - 1 - i];
+  y[i] = sum;
+}
+
 extern "C" __global__ void affine(const real* x, real* y, const long long* offset, real factor, int n) {
   int i = THREAD;
   if (i < n) y[i] = factor * x[i] + (offset ? real(*offset) : real(0));
@@ -55,6 +65,17 @@ def test_block_sum_gives_every_thread_the_sum(gpu, kernels, dtype, threads, n):
     kernels("row_sums", 2, threads, gpu.put(x), y, n)
     expected = np.repeat(x.sum(1)[:, None] + 3 * (x * x).sum(1)[:, None], threads, axis=1)
     np.testing.assert_allclose(gpu.get(y), expected, rtol=1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("blocks", [(1, 1), (3, 5)])
+def test_last_block_reads_what_all_wrote_and_leaves_the_counter_at_0(gpu, kernels, blocks):
+    count = blocks[0] * blocks[1]
+    x, each, y = normal(count, 64), gpu.cupy.empty((count, 64), np.float32), gpu.cupy.empty(64, np.float32)
+    for _ in range(3):
+        y[...] = np.float32(np.nan)
+        kernels("total", blocks, (8, 8), gpu.put(x), each, y, cuda.counter())
+        np.testing.assert_allclose(gpu.get(y), 2 * x.sum(0)[::-1], rtol=1e-5, atol=1e-5)
+        assert gpu.get(cuda.counter()).tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -21,7 +21,7 @@ import minisagan
 FOLDER = Path(minisagan.__file__).parent
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 TESTS = {  # of each file's kernels
-    "cuda.cu": ("test_cuda.py", "block_sum or numbers"),
+    "cuda.cu": ("test_cuda.py", "block_sum or numbers or last_block"),
     "rng.cu": ("test_rng_gpu.py", ""),
     "optim.cu": ("test_gpu_training.py", "adam or average or optimisers"),
     "batches.cu": ("test_gpu_training.py", "batches"),
@@ -92,6 +92,11 @@ def noticed(path, text, environment=None):
         ("conv.cu", "source.fill(as[to], bs[to])", "source.fill(as[from], bs[from])", "report"),  # a stage too early
         ("conv.cu", "% LINES, q * 8 + second_term * 4)", "% LINES, q * 8 + second_line * 4)", "values"),  # a lane's row
         ("conv.cu", "second_line * 8 + LANE % 8)", "second_line * 8 + (LANE + 1) % 8)", "values"),
+        ("cuda.cu", "__threadfence();  // what this block wrote", "//", "report"),
+        ("cuda.cu", "__threadfence();  // what this block reads", "//", "report"),
+        ("cuda.cu", "__syncthreads();  // all threads have written", "", "report"),
+        ("cuda.cu", "atomicInc(counter, blocks - 1) == blocks - 1", "atomicInc(counter, blocks - 1) == 0", "report"),
+        ("cuda.cu", "atomicInc(counter, blocks - 1)", "atomicInc(counter, blocks)", "values"),
         ("embedding.cu", "", "", ""),  # no fault, no news
     ],
 )

@@ -563,15 +563,27 @@ extern "C" __global__ void __launch_bounds__(1024) column_sums(const real* x, re
   if (c < columns && threadIdx.y == 0) y[c] = sum;
 }
 
-// The sums over the images of a slot, which is blockIdx.y, and over their rows: x (N, H, W O) -> y (W, slots, O).
-extern "C" __global__ void __launch_bounds__(1024) slot_sums(const real* x, real* y, int N, int H, int WO, int O) {
+// y[o] = the sum of x (N, H, W O) over images and positions. A block sums over the images of a slot, blockIdx.y, and
+// over their rows: partial (W, slots, O). The last block adds these with `lanes` of its rows of threads: y (O).
+extern "C" __global__ void __launch_bounds__(1024) channel_sums(const real* x, real* partial, real* y,
+                                                                unsigned* counter, int N, int H, int WO, int O,
+                                                                int lanes) {
   int c = THREAD, slot = blockIdx.y, slots = gridDim.y, rows = (N - 1 - slot + slots) / slots * H;
   real sum = 0;
   if (c < WO)
     for (int r = threadIdx.y; r < rows; r += blockDim.y)
       sum += x[((long long)(slot + r / H * slots) * H + r % H) * WO + c];
   sum = join_rows<1024>(sum);
-  if (c < WO && threadIdx.y == 0) y[(c / O * slots + slot) * O + c % O] = sum;
+  if (c < WO && threadIdx.y == 0) partial[(c / O * slots + slot) * O + c % O] = sum;
+  if (!last_block(counter, gridDim.x * gridDim.y)) return;
+  for (int first = 0; first < O; first += blockDim.x) {
+    int o = first + threadIdx.x;
+    sum = 0;
+    if (o < O && threadIdx.y < lanes)
+      for (int r = threadIdx.y; r < WO / O * slots; r += lanes) sum += partial[r * O + o];
+    sum = join_rows<1024>(sum);
+    if (o < O && threadIdx.y == 0) y[o] = sum;
+  }
 }
 
 // u[i] = factor (w[i] + w[i - 1]) on each axis: w (3, 3, CO) -> u (4, 4, CO).

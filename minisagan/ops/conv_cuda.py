@@ -69,10 +69,13 @@ def _partial_outer(x, g, kernel, stride, top, left):
 
 def channel_sum(g):
     """In two steps, the first over long rows of W O: rows of O would leave lanes idle."""
-    (N, H, W, O), slots = g.shape, batch.slots(16)
-    sums, blocks = cuda.cupy().empty((W * slots, O), g.dtype), (cuda.blocks_for(W * O, 32), slots)
-    kernels("slot_sums", blocks, (32, 32), cuda.cupy().ascontiguousarray(g), sums, N, H, W * O, O)
-    return column_sums(sums)
+    cupy, (N, H, W, O), slots = cuda.cupy(), g.shape, batch.slots(16)
+    threads = cuda.columns_of(max(32, processes.parts()))  # the same, however many processes share the batch
+    partial, db = cupy.empty((W * slots, O), g.dtype), cupy.empty(O, g.dtype)
+    arrays = cupy.ascontiguousarray(g), partial, db, cuda.counter()
+    blocks = cuda.blocks_for(W * O, threads[0]), slots
+    kernels("channel_sums", blocks, threads, *arrays, N, H, W * O, O, batch.slots(32))
+    return db
 
 
 def smear(w, factor):

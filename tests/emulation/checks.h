@@ -1,14 +1,17 @@
 // The checks of each access: the end of machine.cpp. Only code that was compiled with -fsanitize asks for them.
 //
 // Two accesses to the same bytes, one of them a plain write, are a race unless something orders them: the same thread,
-// a __syncthreads of the block between them, or a __syncwarp of the warp. Blocks of one launch are never ordered.
+// a __syncthreads of the block between them, or a __syncwarp of the warp. Blocks of one launch are ordered only where one
+// hands over to another: its thread did a __threadfence and then an atomic, and at the same address a thread of the
+// other did an atomic and then a __threadfence. What the one did before its fence comes before what the other does
+// after its own; a __syncthreads before the one and after the other takes all threads of their blocks along.
 #include <unordered_map>
 
 namespace emulated {
 namespace {
 
 struct Access {
-  unsigned launch = 0, block = 0, barriers = 0, fences = 0;
+  unsigned launch = 0, block = 0, barriers = 0, fences = 0, time = 0;
   int thread = 0;
   uint8_t bytes = 0;  // of the four, a bit each
   bool atomic = false;
@@ -18,14 +21,44 @@ struct Word {  // of four bytes
   Access write, read, read_in_warp, read_elsewhere;  // the last ones; in_warp: by another thread of read's warp
 };
 
-unsigned launches;
+struct Fence {  // a __threadfence
+  unsigned block;
+  int thread;
+  unsigned barriers, time;
+};
+
+struct Taken {  // an atomic and the fence after it, if that was already
+  uintptr_t address;
+  size_t handed;  // how many had handed over there
+  int thread;
+  bool fenced;
+  unsigned barriers;
+};
+
+unsigned launches, accesses;
+std::unordered_map<uintptr_t, std::vector<Fence>> handed;  // by the address of an atomic; in this launch
+std::unordered_map<int, Fence> fenced;                     // by thread: its last one; in the block that runs
+std::vector<Taken> taken;                                  // in the block that runs
+unsigned running;                                          // that block
 std::unordered_map<uintptr_t, std::vector<Word>> words;  // by address / 1024
 
 bool same_warp(const Access& a, const Access& b) { return a.block == b.block && a.thread / 32 == b.thread / 32; }
 
+// Whether a, of an earlier block, was handed over before b.
+bool handed_over(const Access& a, const Access& b) {
+  for (const Taken& to : taken) {
+    if (!to.fenced || (to.thread != b.thread && to.barriers >= b.barriers)) continue;
+    const std::vector<Fence>& all = handed[to.address];
+    for (size_t i = 0; i < to.handed; i++)
+      if (all[i].block == a.block && (all[i].thread == a.thread ? a.time < all[i].time : a.barriers < all[i].barriers))
+        return true;
+  }
+  return false;
+}
+
 bool ordered(const Access& a, const Access& b, bool block_owned) {
   if (a.launch != b.launch) return true;
-  if (a.block != b.block) return block_owned;  // shared memory is each block's own
+  if (a.block != b.block) return block_owned || handed_over(a, b);  // shared memory is each block's own
   return a.thread == b.thread || a.barriers != b.barriers || (same_warp(a, b) && a.fences != b.fences);
 }
 
@@ -36,6 +69,13 @@ uintptr_t end_of_array(uintptr_t p) {
   auto* array = std::upper_bound(launch->arrays, launch->arrays + launch->count, p,
                                  [](uintptr_t p, const uintptr_t(&a)[2]) { return p < a[1]; });
   return array != launch->arrays + launch->count && p >= (*array)[0] ? (*array)[1] : p;
+}
+
+// The number of the block that runs; what is known of the one before is gone.
+unsigned block_now() {
+  unsigned block = now.block.x + now.blocks.x * (now.block.y + now.blocks.y * now.block.z);
+  if (block != running) fenced.clear(), taken.clear();
+  return running = block;
 }
 
 enum Kind { READ, WRITE, ATOMIC };
@@ -52,12 +92,13 @@ void check(uintptr_t p, size_t size, Kind kind, size_t at) {
                   : block_owned ? uintptr_t(shared_end)
                                 : end_of_array(p);
   if (p + size > end) return fail("@%zx out-of-bounds %s of %zu bytes", at, NAMES[kind], size);
-  unsigned block = now.block.x + now.blocks.x * (now.block.y + now.blocks.y * now.block.z);
+  unsigned block = block_now();
+  accesses++;
   for (uintptr_t q = p; q < p + size;) {
     std::vector<Word>& page = words[q / 1024];
     if (page.empty()) page.resize(256);
     Word& word = page[q % 1024 / 4];
-    Access mine{launches, block, barriers, warps[current / 32].fences, current, 0, kind == ATOMIC};
+    Access mine{launches, block, barriers, warps[current / 32].fences, accesses, current, 0, kind == ATOMIC};
     for (uintptr_t stop = std::min(p + size, q / 4 * 4 + 4); q < stop; q++) mine.bytes |= 1 << q % 4;
     for (const Access* other : {&word.write, &word.read, &word.read_in_warp, &word.read_elsewhere}) {
       bool write = other == &word.write, both_atomic = other->atomic && kind == ATOMIC;
@@ -90,11 +131,24 @@ void watch(void* p, size_t size, Kind kind, void* instruction) {
 
 void start_checks() {
   launches++;
+  handed.clear(), fenced.clear(), taken.clear();
   if (words.size() > 4096) words.clear();  // by now they take 100 MB
 }
 
 void atomic_access(void* p, size_t size) {
-  if (launch->arrays) watch(p, size, ATOMIC, __builtin_return_address(0));
+  if (!launch->arrays) return;
+  watch(p, size, ATOMIC, __builtin_return_address(0));
+  block_now();
+  std::vector<Fence>& here = handed[uintptr_t(p)];
+  taken.push_back({uintptr_t(p), here.size(), current, false, 0});
+  if (auto mine = fenced.find(current); mine != fenced.end()) here.push_back(mine->second);
+}
+
+void fence_memory() {
+  if (!launch->arrays) return;
+  fenced[current] = {block_now(), current, unsigned(barriers), ++accesses};
+  for (Taken& to : taken)
+    if (to.thread == current && !to.fenced) to.fenced = true, to.barriers = unsigned(barriers);
 }
 
 }  // namespace emulated

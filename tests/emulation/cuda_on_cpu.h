@@ -64,6 +64,7 @@ bool run(const Launch& launch, void (*kernel)(void**), void** arguments);
 void barrier(Site site);
 void exchange(unsigned mask, void* record, void (*complete)(void** lanes), Site site);
 void atomic_access(void* address, size_t size);
+void fence_memory();
 
 // ---- A kernel as compiler.py calls it: run_NAME(launch, addresses of the arguments), types_NAME() = "float32*, int32"
 
@@ -252,7 +253,7 @@ UNCHECKED T atomic(T* p, F change) {
 
 inline void __syncthreads(SITE) { emulated::barrier(site); }
 inline void __syncwarp(unsigned mask = ~0u, SITE) { emulated::exchange(mask, nullptr, emulated::fence, site); }
-inline void __threadfence() {}
+inline void __threadfence() { emulated::fence_memory(); }
 inline void __threadfence_block() {}
 
 // Lanes are exchanged within groups of `width`; a lane that would reach out of its group gets its own value.

@@ -130,6 +130,6 @@ def _pointed_at(value):
         words = np.frombuffer(value.tobytes() + bytes(-value.nbytes % 8), np.uint64)
         starts = np.array(sorted(Block.live), np.uint64)
         for start in np.unique(starts[np.searchsorted(starts, words, "right") - 1]):
-            block = Block.live[int(start)]
-            if ((words >= start) & (words < start + block.size)).any():
+            block = Block.live.get(int(start))  # which may have died just now: then nobody can mean it
+            if block and ((words >= start) & (words < start + block.size)).any():
                 yield block
