@@ -25,9 +25,9 @@ WORK = ctypes.CFUNCTYPE(ctypes.c_int)
 
 import cupy  # noqa: E402
 from cupy.cuda import compiler as cupys  # noqa: E402
-
 from emulation import compiler, cublas_stand_in  # noqa: E402
 from emulation.runtime import EmulationError  # noqa: E402
+
 from minisagan import cuda  # noqa: E402
 
 INCLUDE = Path(cupy.__file__).parent / "_core" / "include"

@@ -43,9 +43,9 @@ def test_a_whole_training(gpu, graph, tmp_path):
     assert (recording["captures"], after["captures"]) == (2 * graph, 0)
     assert recording["nodes"] <= NODES + CONCATENATED, on_driver.nodes()
     assert after["launches of graphs"] == 10 * graph
-    if graph:  # between the launches of D's graph and of G's nothing else runs, and all losses come home at once
-        assert (recording["nodes"] > 0, after["launches"], after["allocations"]) == (True, 0, 0), after
-        assert after["copies between host and GPU"] == 1
+    if graph:  # beside the graphs, images' numbers go in and losses go out: a copy each in a step, and once to the host
+        assert recording["nodes"] > 0
+        assert (after["launches"], after["copies between host and GPU"]) == (10, 2), after
     measure(training)
     noise = np.zeros((20, CONFIG.architecture.latent), np.float32), np.arange(20) % CONFIG.architecture.classes
     assert generate(training.sampler(), *noise, batch=8).shape[0] == 20
