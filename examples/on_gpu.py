@@ -1,13 +1,13 @@
 """Everything about minisagan that only a GPU can tell, as one report: is it right there, and how fast is it?
 
-    python examples/on_gpu.py > report.txt          # some minutes; PyTorch beside it where it is installed
-    python examples/on_gpu.py --net mnist --no-torch
+    python examples/on_gpu.py | tee report.txt          # at most 8 minutes; PyTorch beside it where it is installed
+    python examples/on_gpu.py --net mnist --no-torch --minutes 3
 
     parity        a small training step against the CPU's, in float32 and with products in TF32
     determinism   the same training twice, and as graphs and eagerly: the same bits
     speed         whole training steps, of D and of G, of the network of --dataset mnist (without packs) and of the
                   paper's at 128x128, batches of 64: minisagan's graphs and eager steps, and a plain PyTorch twin's in
-                  channels_last, eagerly, as CUDA graphs and compiled; all with TF32, then all without
+                  channels_last, eagerly, as CUDA graphs and compiled; with TF32, then graphs without
     floor         what this GPU can't go below: the floating-point operations that the fused networks need over its rate
                   in one large product, and the bytes that have to be moved over its rate in one large copy
     memory        what each of them took
@@ -16,13 +16,15 @@
                   order. Do NCCL's calls get into graphs, and do the ranks end after that? And how long is a step of a
                   batch that they share, and of one that grows with them?
 
-Beside it: minisagan gradcheck --device cuda, and pytest -m gpu. What is about minisagan here was tried on the tests'
-emulation of a GPU, on a CPU; what is about PyTorch, and all times, await a GPU.
+What is most wanted comes first. Each part runs in a process of its own, with a limit: one that crashes, hangs or finds
+no memory is reported, and the others still count. Beside it: minisagan gradcheck --device cuda, and pytest -m gpu. What
+is about minisagan here was tried on the tests' emulation of a GPU, on a CPU; what is about PyTorch, and all times,
+await a GPU.
 """
 
-import gc
 import importlib.util
 import json
+import multiprocessing
 import platform
 import shutil
 import subprocess
@@ -52,40 +54,125 @@ NETS = {  # name -> networks, batch; the paper's have 1,000 classes, and attenti
     "paper128": (Architecture(size=128, channels=3, width=64, classes=1000, attention=32), 64),
 }
 MPIEXEC = shutil.which("mpiexec") or shutil.which(Path(sys.executable).with_name("mpiexec"))
-TWINS = ("eager", "graphs", "compiled", "compiled, graphs")
+MINISAGAN = tuple(f"minisagan, {how}" for how in ("graphs", "eager"))
+TWINS = tuple(f"PyTorch, {how}" for how in ("graphs", "eager", "compiled", "compiled, graphs"))
+LIMIT = 120  # seconds for a part: what compiles for longer is no use here
 SAMPLE = 2  # images by which the work of a step is counted: it grows with the batch, but for the weights' part
+ROW = "  {:9} {:8} {:28}{:>10}{:>10}{:>12}"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--net", "nets", type=click.Choice(list(NETS)), multiple=True, default=list(NETS))
 @click.option("--steps", type=click.IntRange(1), default=10, help="Tens of steps to time.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=8, help="After them the rest is left out.")
 @click.option("--torch/--no-torch", "with_torch", default=True, help="Time PyTorch, too, if it is installed.")
 @click.option("--device", "where", metavar="cuda[:N]", default="cuda", help="Which GPU.")
-def main(nets, steps, with_torch, where):
+def main(nets, steps, minutes, with_torch, where):
     """Report what only a GPU can tell about minisagan."""
+    end, times = time.monotonic() + 60 * minutes, {}
+    with_torch = with_torch and importlib.util.find_spec("torch") is not None
+    for part, *args in parts(nets, steps, with_torch):
+        for told in apart(end, where, part, *args):
+            if isinstance(told, Fault):  # of choosing the GPU
+                raise click.ClickException(str(told))
+            if isinstance(told, dict):
+                times |= told
+            else:
+                click.echo(told)  # at once: what has been said stays if the next part takes the machine down
+    for (net, precision, label), seconds in times.items():
+        ours = times.get((net, precision, MINISAGAN[0]))
+        if ours and label in TWINS:
+            click.echo(f"{net}, {precision}: minisagan's graphs take {ours / seconds:.2f} of the time of {label}")
+
+
+def parts(nets, steps, with_torch):
+    """(function, arguments...) of all that is to be found out, what is most wanted first. The first says whose."""
+    yield about,
+    for tf32 in (False, True):
+        yield close, parity.SMALL, tf32
+    yield same, parity.SMALL
+    yield columns,
+    programs = MINISAGAN[:1] + with_torch * TWINS[:2] + MINISAGAN[1:]
+    for label in programs:
+        for net in nets:
+            yield fast, net, *NETS[net], label, steps, True, AHEAD
+    for net in nets:
+        yield floor, net, *NETS[net], True
+    for label in with_torch * TWINS[2:]:
+        for net in nets:
+            yield fast, net, *NETS[net], label, steps, True, AHEAD
+    for label in MINISAGAN[:1] + with_torch * TWINS[:1]:
+        for net in nets:
+            yield fast, net, *NETS[net], label, steps, False, AHEAD
+    for net in nets:
+        yield floor, net, *NETS[net], False
+    yield scaling,
+
+
+def apart(end, where, part, *args):
+    """What `part` yields in a process of its own, and a line if it fails, crashes or takes too long."""
+    name = _name(part, args)
+    left = end - time.monotonic()
+    if left <= 0:
+        yield f"  {name}: left out, the time is up"
+        return
+    # A fork is enough while this process has not touched a GPU, which it does in tests only.
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" or _touched() else "fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(theirs, where, part, args))
+    process.start()
+    theirs.close()
+    limit = left if part is scaling else min(left, LIMIT)
+    stop = time.monotonic() + limit
+    try:
+        while ours.poll(max(0, stop - time.monotonic())):
+            yield ours.recv()
+        yield f"  {name}: stopped, it took more than {limit:.0f} s"
+    except EOFError:
+        process.join(10)
+        if process.exitcode:
+            yield f"  {name}: failed, its process ended with {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _name(part, args):
+    return " ".join([part.__name__, *(x for x in args if isinstance(x, str))])
+
+
+def _touched():
+    return "cupy" in sys.modules and cuda.in_use()
+
+
+def _tell(pipe, where, part, args):
     try:
         where = hardware.choose(where)
+        for told in part(*args) if part is not about else about(where):
+            pipe.send(told)
     except Fault as error:
-        raise click.ClickException(str(error)) from error
-    with_torch = with_torch and importlib.util.find_spec("torch") is not None
-    times = (fast(*NETS[net], net, steps, with_torch) for net in nets)
-    for section in (about(where), correct(parity.SMALL), *times, scaling()):
-        for line in section:
-            click.echo(line)
-        click.echo()
+        pipe.send(error if part is about else f"  {_name(part, args)}: {error}")
+    except Exception as error:  # such as a torch.compile without a compiler
+        said = str(error).strip().splitlines() or [""]
+        pipe.send(f"  {_name(part, args)}: failed, {type(error).__name__}: {said[0]}")
+    pipe.close()
 
 
 def about(where):
     yield f"minisagan on {hardware.describe(where)}"
     yield f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; driver for CUDA {hardware.driver()}; {platform.platform()}"
-
-
-def correct(config, steps=4):
-    """Parity, determinism, graphs."""
     yield "The GPU's training step against the CPU's: relative differences of the losses, and of all gradients"
-    for cuda.tf32 in (False, True):
-        errors = ", ".join(f"{what} {error:.1e}" for what, error in parity.errors(config).items())
-        yield f"  {_precision():8} {errors}"
+
+
+def close(config, tf32):
+    """Parity."""
+    cuda.tf32 = tf32
+    errors = ", ".join(f"{what} {error:.1e}" for what, error in parity.errors(config).items())
+    yield f"  {_precision():8} {errors}"
+
+
+def same(config, steps=4):
+    """Determinism, graphs."""
     dataset = parity.noise(config, 3 * config.batch_size)
     runs = [Training(config, dataset, gpu=True, graph=graph) for graph in (True, True, False)]
     bits = []
@@ -98,38 +185,28 @@ def correct(config, steps=4):
     yield f"  of graphs and eager steps the same?     {_verdict(recorded and bits[0] == bits[2])}"
 
 
-def fast(arch, batch, name, steps, with_torch):
-    """Times, floors and memory of one network."""
-    config = Config(batch_size=batch, architecture=arch)
-    yield f"{name}: {arch.size}x{arch.size}, width {arch.width}, batch {batch}"
-    work = Work.of(config)
-    row = "  {:34}{:>10}{:>10}{:>12}{:>12}"
-    for cuda.tf32 in (True, False):
-        product, copy = rates()
-        flop_ms, byte_ms = 1e3 * work.flop / product, 1e3 * work.bytes / copy
-        rate = f"{work.flop / 1e9:,.0f} GFLOP at {product / 1e12:.0f} TFLOP/s: {flop_ms:.3f} ms"
-        moved = f"{work.bytes / 1e9:.2f} GB at {copy / 1e9:,.0f} GB/s: {byte_ms:.3f} ms"
-        yield f"  floor in {_precision()}: {rate}; {moved}"
-        yield row.format(_precision(), "ms", "fastest", "x floor", "MiB")
-        programs = {f"minisagan, {how}": (minisagan, how) for how in ("graphs", "eager")}
-        if with_torch:
-            programs |= {f"PyTorch, {how}": (pytorch, how) for how in TWINS}
-        found = {}
-        for label, (program, how) in programs.items():
-            try:
-                found[label], mib = measure(program, config, how, steps)
-            except Exception as error:  # such as a torch.compile without a compiler: the others still count
-                yield f"  {label:34} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                continue
-            finally:
-                _free()
-            middle, shortest = (1e3 * seconds for seconds in found[label])
-            over = middle / max(flop_ms, byte_ms)
-            yield row.format(label, f"{middle:.3f}", f"{shortest:.3f}", f"{over:.1f}", f"{mib:,.0f}")
-        ours = found.get("minisagan, graphs")
-        for label, seconds in found.items():
-            if ours and label.startswith("PyTorch"):
-                yield f"  minisagan's graphs take {ours[0] / seconds[0]:.2f} of the time of {label}"
+def columns():
+    yield "A training step"
+    yield ROW.format("net", "products", "program", "ms", "fastest", "MiB")
+
+
+def fast(net, arch, batch, label, steps, tf32, ahead):
+    """The time and the memory of one program on one network."""
+    cuda.tf32, config = tf32, Config(batch_size=batch, architecture=arch)
+    program, how = label.split(", ", 1)
+    (middle, shortest), mib = measure({"minisagan": minisagan, "PyTorch": pytorch}[program], config, how, steps, ahead)
+    yield ROW.format(net, _precision(), label, f"{1e3 * middle:.3f}", f"{1e3 * shortest:.3f}", f"{mib:,.0f}")
+    yield {(net, _precision(), label): middle}
+
+
+def floor(net, arch, batch, tf32):
+    cuda.tf32 = tf32
+    product, copy = rates()
+    work = Work.of(Config(batch_size=batch, architecture=arch))
+    flop_ms, byte_ms = 1e3 * work.flop / product, 1e3 * work.bytes / copy
+    rate = f"{work.flop / 1e9:,.0f} GFLOP at {product / 1e12:.0f} TFLOP/s: {flop_ms:.3f} ms"
+    moved = f"{work.bytes / 1e9:.2f} GB at {copy / 1e9:,.0f} GB/s: {byte_ms:.3f} ms"
+    yield f"  {net:9} {_precision():8} floor: {rate}; {moved}"
 
 
 def scaling(steps=20, batch=64, network=("--size", 128, "--width", 64)):
@@ -164,27 +241,27 @@ def ranked(count, *args):
     return subprocess.run(list(command), check=True, capture_output=True, text=True).stdout
 
 
-def measure(program, config, how, count):
-    """((median, shortest) seconds of a step, MiB), of `count` times AHEAD steps after the first two times."""
-    advance, memory = program(config, how)
+def measure(program, config, how, count, ahead):
+    """((median, shortest) seconds of a step, MiB), of `count` times `ahead` steps after the first two times."""
+    advance, memory = program(config, how, ahead)
     for _ in range(2):
         advance()
     found = []
     for _ in range(count):
         start = time.perf_counter()
         advance()
-        found.append((time.perf_counter() - start) / AHEAD)
+        found.append((time.perf_counter() - start) / ahead)
     return (float(np.median(found)), min(found)), memory() / 2**20
 
 
-def minisagan(config, how):
-    """(what makes AHEAD steps and waits for them, what tells the bytes in use)."""
+def minisagan(config, how, ahead):
+    """(what makes `ahead` steps and waits for them, what tells the bytes in use)."""
     before = _used()
     training = Training(config, parity.noise(config, config.batch_size), gpu=True, graph=how == "graphs")
-    return lambda: training.advance(AHEAD), lambda: _used() - before
+    return lambda: training.advance(ahead), lambda: _used() - before
 
 
-def pytorch(config, how):
+def pytorch(config, how, ahead):
     """The same for the twin: images, noise and labels are drawn on the GPU, Adam is fused."""
     import pytorch_twin as twins
     import torch
@@ -232,7 +309,7 @@ def pytorch(config, how):
             steps[i] = graph.replay
 
     def advance():
-        for _ in range(AHEAD):
+        for _ in range(ahead):
             for step in steps:
                 step()
         torch.cuda.synchronize(gpu)
@@ -299,14 +376,6 @@ def _seconds(work, count=10):
         work()
     cupy.cuda.get_current_stream().synchronize()
     return (time.perf_counter() - start) / count
-
-
-def _free():
-    """Gives the memory of what has just ended back to the GPU."""
-    gc.collect()
-    cuda.cupy().get_default_memory_pool().free_all_blocks()
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()
 
 
 def _used():

@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import re
+import signal
+import time
 from types import SimpleNamespace
 
 import command_line
@@ -180,12 +183,43 @@ def test_the_report_of_what_only_a_gpu_can_tell(gpu, monkeypatch):
     monkeypatch.setattr(report, "NETS", {"mnist": (SMALLER.architecture, 2)})
     monkeypatch.setattr(report, "AHEAD", 1)
     monkeypatch.setattr(report, "rates", lambda: (1e10, 1e9))
-    args = ["--net", "mnist", "--steps", "1", "--no-torch"]
+    monkeypatch.setattr(report, "LIMIT", 1000)  # the emulation takes its time
+    args = ["--net", "mnist", "--steps", "1", "--no-torch", "--minutes", "60"]
     text = CliRunner().invoke(report.main, args, catch_exceptions=False).output
     assert re.search(r"minisagan on cuda:0 \(.+\)\n\d{4}-\d\d-\d\d .+ UTC", text)
     assert re.search(r"  float32  losses \S+, gradients of D \S+, gradients of G \S+\n  TF32 ", text)
     assert re.findall(r"the same\? +(\w+)", text) == ["yes", "yes"] and "failed" not in text
-    rows = re.findall(r"  minisagan, (graphs|eager) +(\S+) +(\S+) +(\S+) +\S+\n", text)
-    assert [row[0] for row in rows] == 2 * ["graphs", "eager"] and all(float(row[1]) > 0 for row in rows)
-    floor = re.search(r"floor in TF32: \S+ GFLOP at 0 TFLOP/s: (\S+) ms; .+ GB/s: (\S+) ms", text)
-    assert min(map(float, floor.groups())) > 0
+    rows = re.findall(r"  mnist +(TF32|float32) +minisagan, (graphs|eager) +(\S+) +(\S+) +\S+\n", text)
+    assert [row[:2] for row in rows] == [("TF32", "graphs"), ("TF32", "eager"), ("float32", "graphs")]
+    assert all(float(row[2]) > 0 for row in rows)
+    floors = re.findall(r"(TF32|float32) +floor: \S+ GFLOP at \S+ TFLOP/s: (\S+) ms; .+ GB/s: (\S+) ms", text)
+    assert len(floors) == 2 and min(float(ms) for row in floors for ms in row[1:]) > 0
+
+
+def crash():
+    yield "before"
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang():
+    yield "before"
+    time.sleep(100)
+
+
+def fail():
+    yield "before"
+    raise MemoryError("no memory\nof that size")
+
+
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_a_part_of_that_report_that_fails_crashes_or_hangs_takes_no_other_along(gpu, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    report = importlib.import_module("on_gpu")
+    monkeypatch.setattr(report, "parts", lambda *_: [(crash,), (fail,), (report.columns,), (hang,)])
+    monkeypatch.setattr(report, "LIMIT", 5)
+    lines = CliRunner().invoke(report.main, ["--no-torch"], catch_exceptions=False).output.splitlines()
+    assert lines[:4] == ["before", "  crash: failed, its process ended with -11", "before",
+                         "  fail: failed, MemoryError: no memory"]  # fmt: skip
+    assert lines[4] == "A training step" and lines[6:] == ["before", "  hang: stopped, it took more than 5 s"]
+    late = CliRunner().invoke(report.main, ["--minutes", "1e-9"], catch_exceptions=False).output
+    assert "left out, the time is up" in late and "before" not in late

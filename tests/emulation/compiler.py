@@ -23,6 +23,8 @@ _KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+(?:__launch_bounds__\s*\([^()
                      r"(?:__launch_bounds__\s*\([^()]*\)\s*)?(\w+)\s*\(")  # fmt: skip
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s*)?([\w\s:]+?)\s*(\w+)\s*\[\s*\]\s*;")
 
+_INCLUDE = re.compile(r"^#include .*\n", re.MULTILINE)
+
 
 def available():
     """Whether kernels can be compiled here: g++ on Linux."""
@@ -68,7 +70,8 @@ def library(code, defines=(), checked=False):
     """Compile CUDA text with `defines`, ("-DREAL=float", ...), and load it. CompileError if g++ doesn't take it."""
     names = kernels(code)
     code = _DYNAMIC.sub(r"\1* const \2 = reinterpret_cast<\1*>(emulated::now.dynamic);", code)
-    text = '#include "cuda_on_cpu.h"\nnamespace {\n#line 1 "kernels.cu"\n' + code + "\n}  // namespace\n"
+    text = '#include "cuda_on_cpu.h"\n' + "".join(_INCLUDE.findall(code))
+    text += '\nnamespace {\n#line 1 "kernels.cu"\n' + _INCLUDE.sub("\n", code) + "\n}  // namespace\n"
     text += "".join(f"KERNEL({name})\n" for name in names)
     machine = _object((HERE / "machine.cpp").read_text(), "-O2")
     checks = [CHECKS] if checked else []

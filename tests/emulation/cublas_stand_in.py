@@ -1,4 +1,7 @@
-"""What minisagan calls of cuBLAS, on the memory of the stand-in for CuPy. Matrices are column-major."""
+"""What minisagan calls of cuBLAS, on the memory of the stand-in for CuPy. Matrices are column-major.
+
+The real CuPy on a driver of ours has other memory and streams: driver/on_driver.py.
+"""
 
 import ctypes
 
@@ -20,12 +23,18 @@ class Cublas:
         self.stream = self.workspace = None
         self.cublasGemmStridedBatchedEx = _Gemm(self)
 
+    def memory(self, address, size):
+        return memory_at(address, size)
+
+    def stream_at(self, address):
+        return Stream.of[address]
+
     def cublasCreate_v2(self, handle):
         handle._obj.value = 1
         return SUCCESS
 
     def cublasSetStream_v2(self, handle, stream):
-        self.stream, self.workspace = Stream.of[stream.value], None  # the workspace is back to its default
+        self.stream, self.workspace = self.stream_at(stream.value), None  # the workspace is back to its default
         return SUCCESS
 
     def cublasSetWorkspace_v2(self, handle, address, size):
@@ -55,14 +64,14 @@ class _Gemm:
         alpha, beta = real(alpha._obj.value), real(beta._obj.value)
         if not self.library.workspace:
             raise EmulationError("no workspace of ours: cuBLAS would allocate one, which a graph can't")
-        workspace, _ = memory_at(*self.library.workspace)
+        workspace, _ = self.library.memory(*self.library.workspace)
         blocks, turned = [workspace], []
         for address, rows, columns, ld, step in (
             (a, *((k, m) if a_turned else (m, k)), lda, a_step),
             (b, *((n, k) if b_turned else (k, n)), ldb, b_step),
             (c, m, n, ldc, c_step),
         ):
-            block, values = _matrices(address, real, rows, columns, ld, step, count)
+            block, values = _matrices(self.library.memory, address, real, rows, columns, ld, step, count)
             blocks.append(block)
             turned.append(values)
         A, B, C = turned
@@ -81,11 +90,11 @@ class _Gemm:
         return SUCCESS
 
 
-def _matrices(address, real, rows, columns, ld, step, count):
+def _matrices(memory, address, real, rows, columns, ld, step, count):
     """(count, rows, columns) at an address: element (i, j) of matrix b lies at b step + j ld + i."""
     span = (count - 1) * step + (columns - 1) * ld + rows if min(rows, columns, count) else 0
     itemsize = np.dtype(real).itemsize
-    block, data = memory_at(address, span * itemsize)
+    block, data = memory(address, span * itemsize)
     strides = (step * itemsize, itemsize, ld * itemsize)
     return block, np.lib.stride_tricks.as_strided(data.view(real), (count, rows, columns), strides)
 

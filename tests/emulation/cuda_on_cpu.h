@@ -11,6 +11,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "launch.h"
+
 #define CUDA_ON_CPU
 #define __global__ __attribute__((noipa))  // never inlined: inside of unchecked code it would not be checked
 #define __device__
@@ -49,16 +51,6 @@ struct Now {  // what the running thread sees of the machine
   alignas(128) char dynamic[64 << 10];  // shared memory asked for at launch: as much as the smallest GPU of ours has
 };
 extern Now now;
-
-struct Launch {  // filled in by compiler.py
-  unsigned blocks[3], threads[3];
-  unsigned dynamic;              // bytes of shared memory
-  int order;                     // of threads and blocks: 0 forward, 1 reverse, 2 random
-  unsigned seed;                 // of the random order
-  unsigned count;                // of arrays in memory
-  const uintptr_t (*arrays)[2];  // the address of each and of its end, ascending
-  char* error;                   // 1000 bytes: what went wrong
-};
 
 bool run(const Launch& launch, void (*kernel)(void**), void** arguments);
 void barrier(Site site);
@@ -320,6 +312,7 @@ inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
   return (unsigned long long)((unsigned __int128)x * y >> 64);
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 template <class To, class From>

@@ -13,7 +13,7 @@ SHARED_LIMIT = 64 << 10  # bytes of shared memory that a block can ask for: sm_7
 
 
 class Launch(ctypes.Structure):
-    """As in cuda_on_cpu.h."""
+    """As in launch.h."""
 
     _fields_ = [
         ("blocks", ctypes.c_uint * 3),

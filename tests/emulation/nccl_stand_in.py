@@ -99,7 +99,7 @@ class NcclCommunicator:
         recorded = _Recorded()
         if stream.recorded is not None:
             self.recorded.add(recorded)
-        stream.submit(lambda recorded=recorded: call(), blocks)
+        stream.submit(lambda recorded=recorded: call(), blocks, "nccl")
 
     def _agree(self, what, facts=()):
         """What all ranks bring to this meeting, which has to be of one kind."""
