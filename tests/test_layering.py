@@ -16,7 +16,7 @@ ORDER = [
     *("processes.fork", "processes.mpi"),
     *("primitives", "autograd", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.augment", "ops.batch_norm", "ops.conv"),
-    *("ops.cross_entropy", "ops.embedding", "ops.hinge", "ops.resample", "ops.spectral"),
+    *("ops.cross_entropy", "ops.embedding", "ops.hinge", "ops.resample", "ops.resampled_conv", "ops.spectral"),
     *("ops.conv_cuda", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("optim", "optim_numpy", "optim_cuda", "processes.nccl"),
     *("data.places", "data.reading", "data.download"),

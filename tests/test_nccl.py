@@ -17,9 +17,10 @@ from minisagan.errors import UsageError
 from minisagan.ops import batch_norm_cuda
 from minisagan.ops.arithmetic import image_product, image_sum
 from minisagan.ops.batch_norm import backward, normalise, statistics
-from minisagan.ops.conv import channel_sum, outer, smeared_outer
+from minisagan.ops.conv import channel_sum, outer
 from minisagan.ops.embedding import look_up_backward
 from minisagan.ops.hinge import discriminator_forward, generator_forward
+from minisagan.ops.resampled_conv import smeared_outer
 from minisagan.processes import nccl
 from minisagan.run import checkpoint
 
@@ -52,8 +53,8 @@ SUMS = {  # name: f, and arrays with an image in each row
     "outer, few channels": (lambda x, g: outer(x, g, (3, 3), 1, 1, 1), IMAGES, OTHERS[..., :2]),
     "outer, stride 2": (lambda x, g: outer(x, g, (4, 4), 2, 1, 1), IMAGES, OTHERS[:, :2, :3]),
     "outer, large images": (lambda x, g: outer(x, g, (1, 1), 1, 0, 0), *(np.tile(x, (1, 3, 2, 1)) for x in BOTH)),
-    "smeared_outer": (lambda x, g: smeared_outer(x, g, False), IMAGES[:, :4], OTHERS[:, :2, :3]),
-    "smeared_outer, transposed": (lambda x, g: smeared_outer(x, g, True), IMAGES[:, :4], OTHERS[:, :2, :3, :5]),
+    "smeared_outer": (lambda x, g: smeared_outer(x, g, 1, False), IMAGES[:, :4], OTHERS[:, :2, :3]),
+    "smeared_outer, transposed": (lambda x, g: smeared_outer(x, g, 1, True), IMAGES[:, :4], OTHERS[:, :2, :3, :5]),
     "channel_sum": (channel_sum, IMAGES),
     "image_product": (image_product, IMAGES[:, 0, 0], OTHERS[:, 0].reshape(N, -1)),
     "image_sum": (image_sum, IMAGES),

@@ -115,6 +115,10 @@ TWINS = {
         lambda w: ops.spectral_norm(w, U.copy(), True, 0), spectral_norm(U, True, 0), (4, 7)
     ),
     "embedding": (lambda t: ops.embedding(t, LABELS), lambda t: F.embedding(torch.tensor(LABELS), t), (5, 4)),
+    "embeddings": (
+        lambda s, t: ops.multiply(*ops.embeddings([s, t], LABELS)),
+        lambda s, t: F.embedding(torch.tensor(LABELS), s) * F.embedding(torch.tensor(LABELS), t), (5, 4), (5, 4),
+    ),
     "augment": (lambda x: ops.augment(x, DRAWS), augment, (3, 8, 8, 2)),
     "cross_entropy": (
         lambda x: ops.cross_entropy(x, LABELS), lambda x: F.cross_entropy(x, torch.tensor(LABELS)), (5, 4)

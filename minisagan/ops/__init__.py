@@ -15,11 +15,12 @@ from minisagan.ops.arithmetic import (
 from minisagan.ops.attention import attend, softmax
 from minisagan.ops.augment import augment
 from minisagan.ops.batch_norm import batch_norm
-from minisagan.ops.conv import conv, conv_down, up_conv
+from minisagan.ops.conv import conv
 from minisagan.ops.cross_entropy import cross_entropy
 from minisagan.ops.embedding import embedding, embeddings
 from minisagan.ops.hinge import hinge_discriminator, hinge_generator
 from minisagan.ops.resample import avg_pool, max_pool, upsample
+from minisagan.ops.resampled_conv import conv_down, up_conv
 from minisagan.ops.spectral import spectral_norm
 
 __all__ = [

@@ -551,7 +551,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_T
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     outer_128(OUTER_TAKES) { outer<WIDEST>(x, g, partial, s); }
 
-// ---- sums over rows, and kernels smeared by a 2x2 box
+// ---- sums over rows
 
 // y[c] = the sum of x[r, c] over all rows: (rows, columns) -> (columns), in the order of batch.slots.
 extern "C" __global__ void __launch_bounds__(1024) column_sums(const real* x, real* y, int rows, int columns) {
@@ -584,28 +584,4 @@ extern "C" __global__ void __launch_bounds__(1024) channel_sums(const real* x, r
     sum = join_rows<1024>(sum);
     if (o < O && threadIdx.y == 0) y[o] = sum;
   }
-}
-
-// u[i] = factor (w[i] + w[i - 1]) on each axis: w (3, 3, CO) -> u (4, 4, CO).
-extern "C" __global__ void smear(const real* w, real* u, real factor, int CO) {
-  int tap = THREAD / CO, i = tap / 4, j = tap % 4;
-  if (tap >= 16) return;
-  real sum = 0;
-  for (int a = max(i - 1, 0); a <= min(i, 2); a++)
-    for (int b = max(j - 1, 0); b <= min(j, 2); b++) sum += w[(a * 3 + b) * CO + THREAD % CO];
-  u[THREAD] = factor * sum;
-}
-
-// w[i] = factor (u[i] + u[i + 1]) on each axis: u (count, 4, 4, C, O), or transposed: turned and (count, 4, 4, O, C), ->
-// w (count, 3, 3, C, O).
-extern "C" __global__ void unsmear(const real* u, real* w, real factor, int count, int C, int O, int transposed) {
-  int CO = C * O, one = THREAD / (9 * CO), tap = THREAD / CO % 9, c = THREAD % CO / O, o = THREAD % O;
-  if (one >= count) return;
-  u += size_t(one) * 16 * CO + (transposed ? o * C + c : c * O + o);
-  real sum = 0;
-  for (int k = 0; k < 4; k++) {
-    int at = (tap / 3 + k / 2) * 4 + tap % 3 + k % 2;
-    sum += u[(transposed ? 15 - at : at) * CO];
-  }
-  w[THREAD] = factor * sum;
 }

@@ -44,14 +44,14 @@ def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=F
 
 
 def outer(x, g, kernel, stride, top, left):
-    return _joined(_partial_outer(x, g, kernel, stride, top, left))
+    return joined(partial_outer(x, g, kernel, stride, top, left))
 
 
-def _joined(partial):
+def joined(partial):
     return partial[0] if len(partial) == 1 else column_sums(partial)
 
 
-def _partial_outer(x, g, kernel, stride, top, left):
+def partial_outer(x, g, kernel, stride, top, left):
     """Sums over some pixels of some images, which follow one another as column_sums takes them: (n, kh, kw, C, O)."""
     cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
     _check(kh, kw)
@@ -76,22 +76,6 @@ def channel_sum(g):
     blocks = cuda.blocks_for(W * O, threads[0]), slots
     kernels("channel_sums", blocks, threads, *arrays, N, H, W * O, O, batch.slots(32))
     return db
-
-
-def smear(w, factor):
-    u = cuda.cupy().empty((4, 4) + w.shape[2:], w.dtype)
-    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, float(factor), u.size // 16)
-    return u
-
-
-def smeared_outer(x, g, factor, transposed):
-    """Part by part: what is added after `unsmear` does not round like what is added before it."""
-    partial = _partial_outer(x, g, (4, 4), 2, 1, 1)
-    C, O = partial.shape[:2:-1] if transposed else partial.shape[3:]
-    dw = cuda.cupy().empty((len(partial), 3, 3, C, O), x.dtype)
-    sizes = float(factor), len(dw), C, O, int(transposed)
-    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, *sizes)
-    return _joined(dw)
 
 
 def _check(kh, kw):

@@ -1,0 +1,24 @@
+"""Kernels smeared by a 2x2 box, and back, on the GPU: what else these convolutions need is conv_cuda.py's."""
+
+from pathlib import Path
+
+from minisagan import cuda
+from minisagan.ops.conv_cuda import joined, partial_outer
+
+kernels = cuda.Kernels(Path(__file__).with_name("resampled_conv.cu"))
+
+
+def smear(w, factor):
+    u = cuda.cupy().empty((4, 4) + w.shape[2:], w.dtype)
+    kernels("smear", cuda.blocks_for(u.size), 256, cuda.cupy().ascontiguousarray(w), u, float(factor), u.size // 16)
+    return u
+
+
+def smeared_outer(x, g, factor, transposed):
+    """Part by part: what is added after `unsmear` does not round like what is added before it."""
+    partial = partial_outer(x, g, (4, 4), 2, 1, 1)
+    C, O = partial.shape[:2:-1] if transposed else partial.shape[3:]
+    dw = cuda.cupy().empty((len(partial), 3, 3, C, O), x.dtype)
+    sizes = float(factor), len(dw), C, O, int(transposed)
+    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, *sizes)
+    return joined(dw)
