@@ -92,9 +92,9 @@ def put(x, piece=64 << 20):
 
 
 class Kernels:
-    """The CUDA kernels of the .cu file beside a Python file, compiled when one is first called, for each float type.
+    """The CUDA kernels of a .cu file, compiled when one is first called, for each float type.
 
-        kernels = Kernels(__file__)                          # in ops/activation.py: the kernels of ops/activation.cu
+        kernels = cuda.Kernels(Path(__file__).with_name("activation.cu"))  # in ops/activation_cuda.py
         kernels("relu", blocks, threads, x, y, y.size)
 
     In the .cu text `real` is the float type of the arrays. Python's ints arrive as int, floats as real, NumPy's scalars

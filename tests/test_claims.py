@@ -20,9 +20,46 @@ from minisagan.module import Module
 
 CLAIMS = Path(__file__).parents[1] / "examples" / "claims"
 sys.path.insert(0, str(CLAIMS))
-attention, common, digits, spectral_norm, ttur = map(
-    importlib.import_module, ("attention", "common", "digits", "spectral_norm", "ttur")
+attention, attention_alone, common, digits, discs, spectral_norm, ttur = map(
+    importlib.import_module,
+    ("attention", "attention_alone", "common", "digits", "discs", "spectral_norm", "ttur"),
 )
+
+
+# The discs.
+
+
+def test_discs_keep_their_distance_and_have_one_shade_or_one_each():
+    images, places, shades = discs.draw(200, 4, 9, seed=1)
+    gaps = np.linalg.norm(places[:, :, None] - places[:, None], axis=-1)[:, ~np.eye(4, dtype=bool)]
+    assert images.shape == (200, 32, 32, 1) and gaps.min() >= 9 and gaps.min() < 9.2
+    assert (np.ptp(shades, axis=1) == 0).all() and 0.3 <= shades.min() < 0.32 and 0.98 < shades.max() <= 1
+    for image, at, shade in zip(images[..., 0] / 255, places, shades, strict=True):
+        inside = [image[tuple(np.rint(middle).astype(int))] for middle in at]
+        np.testing.assert_allclose(inside, shade, atol=1 / 255)
+    assert (discs.draw(200, 4, 9, seed=1)[0] == images).all() and (discs.draw(200, 4, 9, seed=2)[0] != images).any()
+    _, _, shades = discs.draw(2000, 2, 18, seed=3, same=False)
+    assert abs(np.corrcoef(shades.T)[0, 1]) < 0.08
+
+
+def test_auc_counts_pairs_and_a_tie_as_half():
+    assert discs.auc(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1
+    assert discs.auc(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 0
+    assert discs.auc(np.array([1.0, 2.0]), np.array([1.0, 3.0])) == pytest.approx(3 / 8)
+
+
+def test_what_a_map_falls_on():
+    places = np.array([[7.5, 7.5], [7.5, 23.5], [23.5, 7.5]])  # each in the middle of four keys' cells
+    maps = np.zeros((1, 3, 8, 8))
+    maps[0, 0, 1:3, 5:7] = 1 / 4  # the first looks at the second
+    maps[0, 1, 1:3, 5:7] = 1 / 4  # the second at itself
+    maps[0, 2] = 1 / 64  # the third everywhere
+    covered = discs.disc(*places[:1].T).sum() / 64  # of the four cells, 8x8 pixels
+    found = attention_alone.falling(places[None], maps)
+    third = covered * 64 / 1024
+    assert found["own"] == pytest.approx((covered + third) / 3, rel=1e-3)
+    assert found["others"] == pytest.approx((covered + 2 * third) / 3, rel=1e-3)
+    assert found["others_share"] == pytest.approx(2 * third, rel=1e-3)
 
 
 # The pairs of bars.
@@ -261,6 +298,16 @@ def test_attention_quick(run):
     assert all(row["log"]["step"] == [2] for row in rows)
     by_gamma = {row["run"]["kind"]: row["log"].get("gamma_g") for row in rows}
     assert by_gamma["none"] is None and by_gamma["official"][0] != 0 != by_gamma["residual"][0]
+
+
+def test_attention_alone_quick(run):
+    printed, rows = run("attention_alone.py")
+    assert "8 runs, 16 steps" in printed and len(rows) == 8
+    assert all(row["log"]["step"] == [1, 2] and 0.3 < row["log"]["lack"][-1] < 0.7 for row in rows)
+    sizes = {row["run"]["kind"]: row["log"]["parameters"] for row in rows}
+    assert sizes["none"] < sizes["narrow"] < sizes["official"] <= sizes["residual"] < 1.005 * sizes["official"]
+    shares = [row["log"]["others_share"] for row in rows if row["run"]["kind"] == "official"]
+    assert shares == [0.08361] * 2  # of the image, by three discs of radius 3: 3 * 9 pi / 1024, and their soft rims
 
 
 def test_spectral_norm_quick(run):

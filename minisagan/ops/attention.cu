@@ -1,4 +1,4 @@
-// Softmax (attention_cuda.py). A warp takes a line of K elements, `stride` apart in memory: its lane l has the elements l,
+// Softmax (attention.py). A warp takes a line of K elements, `stride` apart in memory: its lane l has the elements l,
 // l + 32, ... Along the last axis (stride 1) neighbouring lanes touch neighbouring elements. A line is read from memory
 // once, and again from the cache.
 

@@ -1,4 +1,4 @@
-// Batch normalisation (batch_norm_cuda.py) of x (N, P, C), P = H W positions; rows are the N P vectors of C channels.
+// Batch normalisation (batch_norm.py) of x (N, P, C), P = H W positions; rows are the N P vectors of C channels.
 //
 // A block is blockDim.x channels by blockDim.y rows, and a thread goes down its channel's rows: neighbouring threads
 // read neighbouring channels, whatever C is, and GROUP rows are on their way to each thread at a time. What the

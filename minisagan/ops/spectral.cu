@@ -1,4 +1,4 @@
-// Spectral normalisation (spectral_cuda.py) of all layers of a network: three launches forward, two back. W^T of a layer is
+// Spectral normalisation (spectral.py) of all layers of a network: three launches forward, two back. W^T of a layer is
 // (K, O), element (k, o) at k O + o, or at o K + k where the output channels come first. It is cut into tiles of some
 // rows k, a block each. Sums are of tiles in their order, so that they do not depend on which block is first.
 //
