@@ -50,7 +50,7 @@ def ask(page, method, path, body=None, headers=None):
     return reply.status, reply.headers, json.loads(came) if is_json else came
 
 
-def until(condition, seconds=15):
+def until(condition, seconds=60):
     """What the condition returns as soon as that is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -256,13 +256,13 @@ def test_watch_says_how_the_run_is_while_a_section_takes_long_and_another_breaks
     routes |= {"GET /section/attention": slow, "GET /section/samples": broken}
     with serving(routes) as page_server:
         page = Page(chromium, page_server.url)
-        until(lambda: asked and page.text("#line") in ("second", "third"), 30)
+        until(lambda: asked and page.text("#line") in ("second", "third"))
         before = len(asked)
-        until(lambda: page.text("#line") == "fourth", 30)
+        until(lambda: page.text("#line") == "fourth")
         assert len(asked) == before and not page.all("#configuration") and page.all("#curves")
         assert page.text("#place-samples") == "samples: internal error, ZeroDivisionError: no such thing"
         release.set()
-        until(lambda: page.all("#configuration"), 30)
+        until(lambda: page.all("#configuration"))
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -278,7 +278,7 @@ def test_narrow_and_wide_light_and_dark(run, few, chromium, dark, width):
         assert colour == ("rgb(22, 24, 28)" if dark else "rgb(250, 250, 248)")
     with serving(watch.Watch(run).routes()) as server:
         page = Page(chromium, server.url, dark, width)
-        until(lambda: page.all("#configuration"), 30)
+        until(lambda: page.all("#configuration"))
         assert not page.overflows()
 
 
@@ -291,7 +291,7 @@ def test_a_page_of_watch_follows_the_run_its_end_and_the_servers_restart(run, fe
     routes = watch.Watch(folder).routes()
     with serving(routes) as server:
         page = Page(chromium, server.url)
-        until(lambda: page.all("#configuration"), 30)
+        until(lambda: page.all("#configuration"))
         assert page.text("#line").startswith("training: step 1 of 20") and page.text("h1").startswith("followed: drawn")
         assert len(page.all("svg")) == 6 and len(page.all("section")) == 4
         port = server.server_port

@@ -166,7 +166,7 @@ plain, Training.steps = Training.steps, steps
 def test_a_rank_that_is_killed_is_named_and_ends_all_and_leaves_whole_checkpoints(rank):
     with started() as mpiexec:
         os.kill(pid_of(mpiexec, rank), signal.SIGKILL)
-        _, err = mpiexec.communicate(timeout=20)
+        _, err = mpiexec.communicate(timeout=60)
         assert mpiexec.returncode != 0
     ours = [line for line in err.splitlines() if line.startswith("Error:")]
     assert len(ours) == 1 and re.fullmatch(rf"Error: rank {rank} on \S+ was killed by SIGKILL.*", ours[0]), err
