@@ -38,7 +38,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from minisagan import bench, cuda, parity
+from minisagan import bench, cpu, cuda, parity
 from minisagan.autograd import Tensor, recording
 from minisagan.bench import AHEAD
 from minisagan.commands import hardware
@@ -146,6 +146,7 @@ def _touched():
 
 
 def _tell(pipe, where, part, args):
+    cpu.set_threads()  # a fork has none of the threads of the process that it came from
     try:
         where = hardware.choose(where)
         for told in part(*args) if part is not about else about(where):
