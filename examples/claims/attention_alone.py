@@ -6,7 +6,7 @@
 D learns to tell images whose four discs have one shade from such whose discs have one each (discs.py), by the hinge
 loss, every image new. What counts is 1 - AUC on 2,048 unseen images of each kind: how often a mismatched image gets the
 higher score. The second question is where the attention of a point on a disc falls: on the other discs, more than their
-share of the area?
+share of the area? (If it falls on all discs alike, the others have three times what its own has.)
 
 The networks have width 8 and are otherwise the same: without attention; with a residual block of no fewer weights than
 attention has (the paper's control); with official attention, whose queries and keys have 8 numbers, as by default; and

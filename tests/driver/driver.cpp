@@ -97,6 +97,8 @@ int copy(void* to, const void* from, size_t size, int kind, void* stream) {
       return refuse(cudaErrorStreamCaptureUnsupported,
                     "a copy " + std::string(there ? "from" : "to") + " the host while a stream captures");
   }
+  if (here && !there && !computes)  // what lies there was not computed, but left by another array
+    return submit(stream, "a copy", [=] { return memset(to, 0, size), 0; });
   return submit(stream, "a copy", [=] { return memcpy(to, from, size), 0; });
 }
 
