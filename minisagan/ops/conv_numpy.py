@@ -102,6 +102,7 @@ def pointwise(x, w, bias=None, rest=None, relu=False):
     """A 1x1 convolution, x @ w + bias + rest at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
+    bias = _row(bias, W)
     cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
@@ -113,11 +114,16 @@ def pointwise(x, w, bias=None, rest=None, relu=False):
     return y
 
 
+def _row(bias, W):
+    """The bias of a whole row of the image, (W O,), for long inner loops; or None."""
+    return bias if bias is None else np.tile(bias, W)
+
+
 def _complete(y, bias, rest, relu):
-    """Add to y, in place, while it is in the cache."""
+    """Add to y, in place, while it is in the cache; bias is a `_row`."""
     if bias is not None:
-        rows = y.reshape(-1, y.shape[2] * len(bias))  # a row of the image at a time: long inner loops
-        rows += np.tile(bias, y.shape[2])
+        rows = y.reshape(-1, len(bias))
+        rows += bias
     if rest is not None:
         y += rest
     if relu:
@@ -132,6 +138,7 @@ def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
     Sets whose kernels are equally wide share one expansion of x.
     """
     N, _, _, C = x.shape
+    bias = _row(bias, y.shape[2])
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
         group = [each for each in sets if each[2].shape[1] == kw]
