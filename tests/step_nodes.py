@@ -9,10 +9,8 @@ bytes are, those that a cache saves or repeats are not in it. (Adam's weights an
 
 import sys
 from collections import defaultdict
-from contextlib import contextmanager
-from unittest import mock
 
-from emulation import cublas_stand_in, cupy_stand_in
+from ranks import emulated
 
 from minisagan import cuda, parity
 from minisagan.config import Architecture, Config
@@ -21,22 +19,6 @@ from minisagan.train import Training
 SMALL = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3)
 PAPER = Architecture(size=128, channels=3, width=64, classes=1000, attention=32)
 TWICE = {"adam": 7 / 4, "ema": 3 / 2}  # of the bytes of their arrays
-
-
-@contextmanager
-def emulated():
-    """minisagan.cuda on the emulation, with tensor cores."""
-    with mock.patch.multiple(
-        cuda, cupy=lambda: cupy_stand_in, load_cublas=cublas_stand_in.Cublas, tf32=True, _stream=None
-    ):
-        cuda._module.cache_clear()
-        cuda.use(0)
-        try:
-            yield
-        finally:
-            cuda._module.cache_clear()
-            cuda._blas.cache_clear()
-            cupy_stand_in.cuda.Stream.null.use()
 
 
 def recorded(config):
@@ -50,8 +32,10 @@ def recorded(config):
 
 
 def main(paper):
-    with emulated():
-        steps = recorded(Config(flip=True, architecture=PAPER) if paper else Config())
+    emulated(gpus=1)
+    cuda.tf32 = True
+    cuda.use(0)
+    steps = recorded(Config(flip=True, architecture=PAPER) if paper else Config())
     totals = defaultdict(lambda: [0, 0, 0.0])  # nodes of D, nodes of G, bytes
     for k, nodes in enumerate(steps):
         for name, nbytes in nodes:
