@@ -1,4 +1,4 @@
-"""What the three scripts share: runs spread over processes, a log that survives a stop, numbers over seeds.
+"""What the scripts of the claims share: runs spread over processes, a log that survives a stop, numbers over seeds.
 
 A run is a dict of settings that determines it; its log is a dict of columns, one value for each measurement. A log
 file has a line of JSON for each finished run, {"run": settings, "log": columns}: a script that is started again

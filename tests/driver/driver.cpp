@@ -2,8 +2,9 @@
 //
 // Memory on the GPU is the host's. Streams work at once, in the order of the calls. A module is the path of a library
 // that emulation/compiler.py made of the kernels' text, so a launch computes; any other image is taken, and its
-// launches compute nothing. It says that it is an H100, with 80 GiB. While a stream captures, this driver is stricter than CUDA: it refuses every allocation,
-// every copy from or to the host, every wait and whatever goes to another stream. Each refusal is kept as a sentence.
+// launches compute nothing. It says that it is an H100, with 80 GiB. While a stream captures, this driver is stricter
+// than CUDA: it refuses every allocation, every copy from or to the host, every wait and whatever goes to another
+// stream. Each refusal is kept as a sentence.
 #include <cuda.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
