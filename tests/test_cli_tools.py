@@ -193,7 +193,7 @@ def test_doctor(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.touch()
     text = minisagan("doctor")[0]
-    for name, value in {"numpy": np.__version__, "GPU": "Tesla T4; ", "data folder": f"{tmp_path / 'data'}\n",
+    for name, value in {"numpy": np.__version__, "GPU": "1: Tesla T4; ", "data folder": f"{tmp_path / 'data'}\n",
                         "  kmnist": f"{file}\n", "  mnist": "not there", "  drawn-digits": "needs no file"}.items():
         assert re.search(rf"^{name} +{re.escape(value)}", text, re.M), name
     assert re.search(r"^self-test +attend: \d+ checks, 0 failed, largest error \d\.\de-(09|1\d)", text, re.M)
