@@ -17,7 +17,8 @@ from minisagan.commands import choices
 from minisagan.config import Architecture
 from minisagan.errors import Fault
 from minisagan.look import attention_maps
-from minisagan.models import Generator, attended
+from minisagan.measures import attended
+from minisagan.models import Generator
 from minisagan.run import folder as runs
 from minisagan.sampling import latents
 

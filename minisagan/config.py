@@ -87,7 +87,7 @@ class Config:
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
     images; `augment` has D see all images, real and generated, shifted and with a square cut out, and with `flip` it
-    mirrors both kinds alike (ops/augment.py).
+    mirrors both kinds alike (beyond/augment.py).
     `fit`, `labels` and `skip_unreadable` say how a folder of images is read, as in data.Reading.
     """
 

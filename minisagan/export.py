@@ -30,6 +30,7 @@ from minisagan.errors import Fault, UsageError
 from minisagan.module import Module
 from minisagan.ops.batch_norm import EPS
 from minisagan.sampling import generate, latents
+from minisagan.together import spectral_weights
 
 OPSET, IR_VERSION = 13, 7  # of December 2020: softmax over any one axis is the newest thing that the graph needs
 TOLERANCE = 1e-4  # between our images and the graph's, of [-1, 1]; one grey level for uint8
@@ -38,7 +39,7 @@ CHECKED = 64  # images that they are compared on
 
 def folded(generator):
     """The weights of a generator in evaluation mode, folded: name -> float32 array, as the table above has them."""
-    with no_tape(), nn.spectral_weights(generator):
+    with no_tape(), spectral_weights(generator):
         weights = dict(_folded(generator, ""))
     for name in ("input.w", "input.b"):  # its outputs are (4, 4, C), and are to be (C, 4, 4)
         w = weights[name]

@@ -1,14 +1,16 @@
 """What a log wants to know of a training beside its losses."""
 
 import statistics
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from minisagan import cuda, nn, rng
+from minisagan import cuda, rng
 from minisagan.autograd import no_tape
-from minisagan.models import attended, packed
+from minisagan.beyond.pack import packed
 from minisagan.sampling import noise
+from minisagan.together import normalised_layers, quotients
 
 FEW = 8  # images, or packs of them as D sees them, that attention is measured on
 
@@ -25,8 +27,8 @@ def measure(training):
     networks, sigmas = {"g": training.G.eval(), "d": training.D.eval()}, {}
     with no_tape():
         for name, net in networks.items():
-            layers = nn.normalised_layers(net)
-            made = nn.quotients(layers)
+            layers = normalised_layers(net)
+            made = quotients(layers)
             sigmas[name] = [norm(layer.w.data) / norm(w.data) for layer, w in zip(layers, made, strict=True)]
         if config.architecture.attention:
             pack = config.architecture.pack
@@ -45,3 +47,20 @@ def measure(training):
             found[f"sigma_{name}_min"], found[f"sigma_{name}_max"] = min(values), max(values)
             found[f"sigma_{name}_median"] = statistics.median(values)
     return found
+
+
+@contextmanager
+def attended(network):
+    """Inside, a list that gets (x, y) of each call y = attention(x) of the network, as arrays: for looking on."""
+    layer, seen = network.attention, []
+
+    def attention(x):
+        y = layer(x)
+        seen.append((x.data, y.data))
+        return y
+
+    network.attention = attention
+    try:
+        yield seen
+    finally:
+        network.attention = layer

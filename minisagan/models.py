@@ -5,12 +5,9 @@ the generator has width * min(S / r, 16) at resolution r, and 4x4 has what 8x8 h
 width * min(S / (2 r), 16).
 """
 
-from contextlib import contextmanager
-
-import numpy as np
-
 from minisagan import ops
 from minisagan.autograd import Tensor
+from minisagan.beyond.pack import alone
 from minisagan.init import Init
 from minisagan.module import Module
 from minisagan.nn import (
@@ -21,9 +18,8 @@ from minisagan.nn import (
     Linear,
     SelfAttention,
     UpBlock,
-    rows_of_classes,
-    spectral_weights,
 )
+from minisagan.together import rows_of_classes, spectral_weights
 
 
 class Generator(Module):
@@ -54,19 +50,6 @@ class Generator(Module):
             return ops.tanh(self.output(self.norm(x)))  # norm ends in its ReLU: (N, S, S, channels)
 
 
-def packed(x, labels, k):
-    """What a D that sees k images at once is given: x (k N, S, S, C) -> (N, S, S, k C), labels (k N,) -> (N,) or None.
-
-    Image i, array or Tensor, has N + i, 2 N + i, ... beside it, all of one class. A generator without variety is known
-    by two of its images more easily than by one (PacGAN, Lin et al. 2018).
-    """
-    if k == 1:
-        return x, labels
-    n, S, _, C = x.shape
-    x = x.reshape(k, n // k, S, S, C).transpose(1, 2, 3, 0, 4).reshape(n // k, S, S, k * C)  # (N, S, S, k C)
-    return x, None if labels is None else labels[: n // k]
-
-
 class Discriminator(Module):
     """(images, labels) -> scores: images (N, S, S, channels) in [-1, 1], labels (N,) or None -> (N,), real above fake.
 
@@ -95,7 +78,7 @@ class Discriminator(Module):
         with spectral_weights(self):
             x = x if isinstance(x, Tensor) else Tensor(x)
             if x.shape[-1] < self.arch.pack * self.arch.channels:
-                x = self._alone(x)
+                x = alone(x, self.arch.pack)
             for r in self.levels:
                 x = getattr(self, f"down{r}")(x)  # (N, r, r, width at r)
                 if r == self.arch.attention:
@@ -103,25 +86,3 @@ class Discriminator(Module):
             h = ops.relu(self.last(x)).sum((1, 2))  # (N, C)
             score = self.output(h).reshape(-1)  # (N,)
             return score + (self.embedding(labels) * h).sum(1) if self.arch.classes else score
-
-    def _alone(self, x):
-        n, S, _, C = x.shape
-        each = np.zeros((self.arch.pack, 1), x.data.dtype, like=x.data)
-        return (x.reshape(n, S, S, 1, C) + each).reshape(n, S, S, -1)  # (N, S, S, k C)
-
-
-@contextmanager
-def attended(network):
-    """Inside, a list that gets (x, y) of each call y = attention(x) of the network, as arrays: for looking on."""
-    layer, seen = network.attention, []
-
-    def attention(x):
-        y = layer(x)
-        seen.append((x.data, y.data))
-        return y
-
-    network.attention = attention
-    try:
-        yield seen
-    finally:
-        network.attention = layer

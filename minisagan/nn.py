@@ -4,8 +4,6 @@ While a module is `training`, batch norm normalises by the batch (else by its ru
 u takes a step of power iteration.
 """
 
-from contextlib import contextmanager
-
 import numpy as np
 
 from minisagan import ops
@@ -21,7 +19,7 @@ class Layer(Module):
     """
 
     output_axis = -1
-    quotient = None  # w / sigma, while a network is called that has made it for all its layers
+    quotient = None  # w / sigma, while a network is called that has made it for all its layers (together.py)
 
     def __init__(self, init, shape, spectral):
         self.w = init.weight(shape)
@@ -31,40 +29,9 @@ class Layer(Module):
         """What the layer multiplies by, a Tensor: w, or w / sigma."""
         if self.u is None:
             return self.w
-        return quotients([self])[0] if self.quotient is None else self.quotient
-
-
-def quotients(layers):
-    """w / sigma of each of these spectrally normalised layers; while they train, u takes a step of its iteration."""
-    if not layers:
-        return []
-    weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in layers), strict=True)
-    return spectral_norms(weights, states, layers[0].training, axes)
-
-
-def normalised_layers(network):
-    """The layers of a network that have spectral norm."""
-    return [layer for layer in network.modules(Layer) if layer.u is not None]
-
-
-@contextmanager
-def spectral_weights(network):
-    """Inside, the spectrally normalised layers of a network multiply by w / sigma, computed once for all of them.
-
-    `network.used` then lists the parameters as this call of the network used them (w / sigma, or the parameter itself),
-    in the order of parameters(). train.descend differentiates by these, so it has to come before another call.
-    """
-    layers = normalised_layers(network)
-    made = quotients(layers)
-    of = {id(layer.w): w for layer, w in zip(layers, made, strict=True)}
-    network.used = [of.get(id(p), p) for p in network.parameters().values()]
-    for layer, w in zip(layers, made, strict=True):
-        layer.quotient = w
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.quotient = None
+        if self.quotient is not None:
+            return self.quotient
+        return spectral_norms([self.w], [self.u], self.training, [self.output_axis])[0]
 
 
 class Linear(Layer):
@@ -128,20 +95,6 @@ class BatchNorm(Module):
         if not self.training:
             return ops.batch_norm(x, gain, bias, running, relu=True)[0]
         return ops.batch_norm(x, gain, bias, relu=True, running=running, momentum=self.momentum)[0]
-
-
-@contextmanager
-def rows_of_classes(network, labels):
-    """Inside, the gains and biases of a network's batch norms are those of these labels, looked up all at once."""
-    norms = [norm for norm in network.modules(BatchNorm) if norm.gain.ndim == 2]
-    rows = iter(ops.embeddings([x for norm in norms for x in (norm.gain, norm.bias)], labels) if norms else ())
-    for norm in norms:
-        norm.rows = next(rows), next(rows)
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.rows = None
 
 
 class SelfAttention(Module):

@@ -13,10 +13,12 @@ import numpy as np
 
 from minisagan import cpu, cuda, ops, processes, team
 from minisagan.autograd import Tensor, grad, no_tape
+from minisagan.beyond.augment import augmented
+from minisagan.beyond.pack import packed
 from minisagan.errors import Diverged, UsageError
 from minisagan.init import Init
 from minisagan.inputs import Inputs
-from minisagan.models import Discriminator, Generator, packed
+from minisagan.models import Discriminator, Generator
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.sampling import take_statistics
 
@@ -58,11 +60,6 @@ def generator_step(G, D, adam, ema, z, labels, draws=None):
     if descend(loss, G, adam):
         ema.step(processes.part(len(ema.weights)))
     return (loss.data,)
-
-
-def augmented(x, draws):
-    """Images as D sees them: shifted, cut out and mirrored by draws (n, 4 or 5), or as they are if those are None."""
-    return x if draws is None else ops.augment(x, draws)
 
 
 def descend(loss, network, adam):

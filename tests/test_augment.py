@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisagan import data, ops, parity, rng
+from minisagan import data, parity, rng
 from minisagan.autograd import Tensor
+from minisagan.beyond.augment import augment
 from minisagan.config import Architecture, Config
 from minisagan.models import Discriminator, Generator
 from minisagan.train import Training
@@ -29,7 +30,7 @@ def noted(kind, monkeypatch):
 
 
 def augmented(x, step, stream, columns):
-    return ops.augment(Tensor(x), rng.uniform((len(x), columns), 0, stream, step)).data
+    return augment(Tensor(x), rng.uniform((len(x), columns), 0, stream, step)).data
 
 
 @pytest.mark.parametrize("flip", [False, True])

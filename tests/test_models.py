@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from minisagan.autograd import Tensor, no_tape
+from minisagan.beyond.pack import packed
 from minisagan.config import Architecture, Config
 from minisagan.errors import UsageError
 from minisagan.init import Init
-from minisagan.models import Discriminator, Generator, packed
+from minisagan.models import Discriminator, Generator
 
 
 class Shapes(Init):

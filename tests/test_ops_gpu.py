@@ -8,6 +8,7 @@ import pytest
 
 from minisagan import cuda, gradcheck, kinks, ops
 from minisagan.autograd import Tensor, grad
+from minisagan.beyond.augment import augment
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -71,8 +72,8 @@ CASES = {  # (the op, shapes of its inputs)
     "hinge of D": (ops.hinge_discriminator, (12,)),
     "hinge of D, one of each": (ops.hinge_discriminator, (2,)),
     "hinge of G": (ops.hinge_generator, (7,)),
-    "augment": (lambda x: ops.augment(x, DRAWS[:7]), (7, 8, 8, 3)),
-    "augment, not mirrored": (lambda x: ops.augment(x, DRAWS[20:, :4]), (20, 9, 9, 1)),
+    "augment": (lambda x: augment(x, DRAWS[:7]), (7, 8, 8, 3)),
+    "augment, not mirrored": (lambda x: augment(x, DRAWS[20:, :4]), (20, 9, 9, 1)),
     "embedding": (lambda table: ops.embedding(table, LABELS), (5, 6)),
     "embedding, one column": (lambda table: ops.embedding(table, LABELS), (7, 1)),
     "embeddings of three tables, two used": (
@@ -90,7 +91,7 @@ CASES = {  # (the op, shapes of its inputs)
 
 LARGE = {  # several blocks, or several elements a thread
     "attend": (ops.attend, (2, 300, 5), (2, 90, 5), (2, 90, 17)),
-    "augment": (lambda x: ops.augment(x, DRAWS), (40, 32, 32, 3)),
+    "augment": (lambda x: augment(x, DRAWS), (40, 32, 32, 3)),
     "batch norm": (batch_norm, (3, 37, 33, 20), (20,), (20,)),
     "batch norm, (N, C)": (batch_norm, (2, 64, 33, 70), (2, 70), (2, 70)),
     "hinge of D": (ops.hinge_discriminator, (614,)),
@@ -179,7 +180,7 @@ def test_both_passes_can_be_recorded(gpu, case):
 
 def test_augment_with_draws_on_the_gpu_can_be_recorded(gpu):
     draws = gpu.put(DRAWS[:7])
-    check_recorded(gpu, lambda x: ops.augment(x, draws), draw([(7, 8, 8, 3)]))
+    check_recorded(gpu, lambda x: augment(x, draws), draw([(7, 8, 8, 3)]))
 
 
 def test_embedding_takes_labels_on_the_gpu_as_they_are_and_checks_those_of_the_host(gpu):

@@ -11,7 +11,7 @@ RECORDED = {"subtract": "add", "mean": "sum", "embeddings": "embedding"}  # of o
 
 
 def test_every_op_is_in_the_table():
-    assert set(ops.__all__) <= set(selfcheck.CASES)
+    assert set(ops.__all__) <= set(selfcheck.OPS)
 
 
 @pytest.mark.parametrize("op", selfcheck.CASES)
@@ -22,7 +22,7 @@ def test_every_case_of_the_table_passes(op):
     assert len({(row.name, row.method == "adjoint") for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("op", ops.__all__)
+@pytest.mark.parametrize("op", list(selfcheck.OPS))
 def test_a_case_of_an_op_runs_that_op(op):
     for case in selfcheck.cases(op):
         tape, seen = [case.f(*map(Tensor, case.inputs))], set()
@@ -40,7 +40,7 @@ def test_the_table_is_the_same_each_time():
 
 
 def test_strided_cases_are_not_contiguous():
-    for op in ops.__all__:
+    for op in selfcheck.OPS:
         first, strided = selfcheck.cases(op)[:2]
         for x, s in zip(first.inputs, strided.inputs, strict=True):
             assert np.array_equal(x, s) and not s.flags.c_contiguous and not s.flags.f_contiguous

@@ -29,6 +29,7 @@ from minisagan import data, nn, ops, rng
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.init import Init
+from minisagan.judge.cross_entropy import cross_entropy
 from minisagan.launcher import launched
 from minisagan.module import Module
 from minisagan.optim import Adam
@@ -181,7 +182,7 @@ def train(net, learned, held, seed=0):
     for step in range(steps):
         adam.lr = LR * min(10 * (step + 1) / steps, (steps - step) / (0.9 * steps), 1)
         x, labels = data.batch(dataset, indices[data.batch_indices(step * BATCH, BATCH, len(indices), seed)])
-        loss = ops.cross_entropy(net(_shifted(x, rng.bits(2 * BATCH, seed, rng.Stream.SHIFT, step))), labels)
+        loss = cross_entropy(net(_shifted(x, rng.bits(2 * BATCH, seed, rng.Stream.SHIFT, step))), labels)
         adam.step(grad(loss, adam.parameters))
         progress(f"training a classifier of {dataset.name}", step + 1, steps)
     for x in net.state().values():

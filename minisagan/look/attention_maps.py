@@ -20,7 +20,8 @@ from minisagan import data, rng
 from minisagan.autograd import Tensor, no_tape
 from minisagan.errors import UsageError
 from minisagan.look import pictures
-from minisagan.models import Generator, attended
+from minisagan.measures import attended
+from minisagan.models import Generator
 
 BATCH = 16
 CELL = 112  # the least width of an image in the figure, in pixels

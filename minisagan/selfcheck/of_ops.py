@@ -6,6 +6,8 @@ import numpy as np
 
 from minisagan import cuda, ops
 from minisagan.autograd import Tensor
+from minisagan.beyond import augment as augmentation
+from minisagan.judge import cross_entropy as losses
 from minisagan.selfcheck.table import Case, Table
 
 CASES = Table()
@@ -124,8 +126,8 @@ def attend(draw):
 @CASES.enter
 def augment(draw):
     u = np.array([[0.1, 0.9, 0.2, 0.8, 0.3], [0.7, 0.4, 0.95, 0.02, 0.6], [0.99, 0.5, 0.5, 0.5, 0.1]])
-    yield Case("mirrored, too", partial(ops.augment, draws=u), draw((3, 8, 8, 2)), linear=True)
-    yield Case("shifts and cut-outs", partial(ops.augment, draws=u[:2, :4]), draw((2, 17, 17, 1)), linear=True)
+    yield Case("mirrored, too", partial(augmentation.augment, draws=u), draw((3, 8, 8, 2)), linear=True)
+    yield Case("shifts and cut-outs", partial(augmentation.augment, draws=u[:2, :4]), draw((2, 17, 17, 1)), linear=True)
 
 
 @CASES.enter
@@ -249,7 +251,7 @@ def embeddings(draw):
 @CASES.enter
 def cross_entropy(draw):
     def loss(*labels):
-        return lambda x: ops.cross_entropy(x, np.array(labels))
+        return lambda x: losses.cross_entropy(x, np.array(labels))
 
     yield Case("labels repeated and unused", loss(3, 0, 3), draw((3, 4)))
     yield Case("one image", loss(1), draw((1, 3)))

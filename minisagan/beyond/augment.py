@@ -26,6 +26,11 @@ def augment(x, draws):
     return Tensor(y, (x,), lambda g, needs: (augment_backward(g, draws),), "augment")
 
 
+def augmented(x, draws):
+    """Images as D sees them: augmented by these draws, or as they are if those are None."""
+    return x if draws is None else augment(x, draws)
+
+
 @primitive
 def augment_forward(x, draws):
     y = np.zeros(x.shape, x.dtype)
