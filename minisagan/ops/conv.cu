@@ -19,7 +19,7 @@
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
   int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
-  int relu;             // in gather: whether y is max(y, 0)
+  int relu, small;      // in gather: whether y is max(y, 0); whether rest has a number for each 2x2 block of y
   int slots, each;      // in outer: partial sum z is of slot z mod slots, and of `each` pixels of its images
 };
 
@@ -37,6 +37,8 @@ constexpr int WIDEST = 64;  // more columns would not fit into registers: the ke
 
 #define LANE (threadIdx.x % WARP)
 #define NOWHERE -1LL
+
+struct Place { long long y, rest; };  // where a row of O numbers lies
 
 struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
@@ -262,8 +264,8 @@ struct Sums {
     }
   }
 
-  // Stores the rows of the tile, O columns each, at y + where(row), if that is not NOWHERE. The bias and the rest are
-  // added, if there are any, and with `relu` what is below 0 becomes 0.
+  // Stores the rows of the tile, O columns each, at y + where(row).y, if that is not NOWHERE. The bias is added, and the
+  // rest from where(row).rest on, if there are any, and with `relu` what is below 0 becomes 0.
   template <class Where>
   __device__ void store(real* y, int O, const real* bias, const real* rest, bool relu, Where where) const {
     struct alignas(2 * sizeof(real)) Pair { real v[2]; };
@@ -276,7 +278,8 @@ struct Sums {
     }
 #pragma unroll
     for (int i = 0; i < 2 * HIGH; i++) {
-      long long to = where(row(i));
+      Place place = where(row(i));
+      long long to = place.y;
       if (to == NOWHERE) continue;
 #pragma unroll
       for (int j = 0; j < WIDE; j++) {
@@ -289,12 +292,12 @@ struct Sums {
         };
         if (in_pairs) {
           if (o >= O) continue;
-          Pair more = rest ? *(const Pair*)(rest + to + o) : Pair{};
+          Pair more = rest ? *(const Pair*)(rest + place.rest + o) : Pair{};
           complete(0, more.v[0]), complete(1, more.v[1]);
           *(Pair*)(y + to + o) = both;
         } else
           for (int e = 0; e < 2 && o + e < O; e++) {
-            complete(e, rest ? rest[to + o + e] : real(0));
+            complete(e, rest ? rest[place.rest + o + e] : real(0));
             y[to + o + e] = both.v[e];
           }
       }
@@ -430,7 +433,8 @@ __device__ void gather(const real* x, const real* w, const real* bias, const rea
     int p = blockIdx.x * ROWS + row, line = p / horizontal.size, n = line / vertical.size;
     int h = line % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
-    return n < s.N ? (((long long)n * s.Ho + h) * s.Wo + v) * s.O : NOWHERE;
+    auto pixel = [&](int size) { return (((long long)n * (s.Ho / size) + h / size) * (s.Wo / size) + v / size) * s.O; };
+    return n < s.N ? Place{pixel(1), pixel(s.small ? 2 : 1)} : Place{NOWHERE};
   });
 }
 
@@ -540,7 +544,7 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
   else sums.add_products(Outer<COLUMNS, false, false>(x, g, s, first, end), chunks, as, bs);
   sums.store(partial, s.O, nullptr, nullptr, false, [&](int row) {
     int m = blockIdx.x * ROWS + row;
-    return m < rows ? ((long long)blockIdx.z * rows + m) * s.O : NOWHERE;
+    return Place{m < rows ? ((long long)blockIdx.z * rows + m) * s.O : NOWHERE};
   });
 }
 

@@ -10,8 +10,9 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
     scatter    y[s h + i - t, s w + j - l]     += x[h, w] @ w[i, j]                                  its transpose: dx
     outer      dw[i, j]                         = sum_hw  x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
 
-What a residual block adds to a convolution (`rest`), the ReLU that follows one, and other cotangents of its x are taken
-along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over memory of their own.
+What a residual block adds to a convolution (`rest`, up-sampled if it is small), the ReLU that follows one, and other
+cotangents of its x are taken along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over
+memory of their own.
 """
 
 import numpy as np
@@ -19,14 +20,16 @@ import numpy as np
 from minisagan import batch, kinks
 from minisagan.autograd import Tensor
 from minisagan.ops.activation import relu_backward
+from minisagan.ops.resample import repeat, sum_blocks
 from minisagan.primitives import primitive
 
 
 def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    With `rest`, of y's shape, it is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
-    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g);  drest = g.
+    With `rest`, of y's shape, it is added, and a `rest` half as high and wide is up-sampled first; with `relu`, y is then
+    max(y, 0), and g counts where y > 0.
+    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g);  drest = g, or the sums of its 2x2 blocks.
     """
     kh, kw = w.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
@@ -50,11 +53,10 @@ def convolution(name, inputs, forward, dx, dw, relu=False):
         raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
     bias, rest = (p if p is None else p.data for p in inputs[2:])
     y = out = forward(bias, rest, relu)
-    if rest is not None and rest.shape != y.shape:
-        raise ValueError(f"a convolution of shape {y.shape} can't be added to a rest of shape {rest.shape}")
     if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
         out = forward(bias, rest, False) * on
-    rules = lambda g: lambda rest: dx(g, rest), dw, lambda g: batch.sum(channel_sum, g), lambda g: g
+    drest = (lambda g: sum_blocks(g, 1)) if is_small(rest, y.shape) else lambda g: g
+    rules = lambda g: lambda rest: dx(g, rest), dw, lambda g: batch.sum(channel_sum, g), drest
     parents, rules = zip(*((p, rule) for p, rule in zip(inputs, rules, strict=True) if p is not None), strict=True)
 
     def vjp(g, needs):
@@ -80,7 +82,7 @@ def _padded(x, kernel, stride, top, left, size):
 def gather(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
     """y[h, w] = bias + rest + sum_ij x[s h + i - t, s w + j - l] @ w[i, j]: (N, H, W, C) -> (N, *size, O).
 
-    bias is (O,), rest of y's shape; with relu it is max(y, 0).
+    bias is (O,), rest of y's shape or (N, H/2, W/2, O), a number for each 2x2 block; with relu it is max(y, 0).
     """
     _, tap = _padded(x, w.shape[:2], stride, top, left, size)
     y = sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0)
@@ -97,9 +99,20 @@ def scatter(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
 
 
 def _completed(y, bias, rest, relu):
+    small = is_small(rest, y.shape)
     y = y if bias is None else y + bias
-    y = y if rest is None else y + rest
+    y = y if rest is None else y + (repeat(rest, 1) if small else rest)
     return np.maximum(y, 0) if relu else y
+
+
+def is_small(rest, shape):
+    """Whether what is added to y, of this shape, is half as high and wide. ValueError if it does not fit at all."""
+    if rest is None or rest.shape == shape:
+        return False
+    N, H, W, O = shape
+    if H % 2 or W % 2 or rest.shape != (N, H // 2, W // 2, O):
+        raise ValueError(f"a convolution of shape {shape} can't be added to a rest of shape {rest.shape}")
+    return True
 
 
 @primitive

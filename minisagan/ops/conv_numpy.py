@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minisagan import cpu
+from minisagan.ops.conv import is_small
 
 SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller products
 PATCHES = 1 << 19  # numbers of patches that `outer` has in memory at once: 2 MiB of float32
@@ -124,7 +125,11 @@ def _complete(y, bias, rest, relu):
     if bias is not None:
         rows = y.reshape(-1, len(bias))
         rows += bias
-    if rest is not None:
+    if is_small(rest, y.shape):
+        N, H, W, O = y.shape
+        blocks = y.reshape(N, H // 2, 2, W * O)
+        blocks += rest.repeat(2, axis=2).reshape(N, H // 2, 1, W * O)
+    elif rest is not None:
         y += rest
     if relu:
         np.maximum(y, 0, out=y)
