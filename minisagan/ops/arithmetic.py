@@ -21,40 +21,21 @@ from minisagan.primitives import primitive
 def add(a, b):
     """a + b."""
     a, b = _pair(a, b)
-    shapes = a.shape, b.shape
-
-    def vjp(g, needs):
-        return [_summed_to(g, shape) if need else None for shape, need in zip(shapes, needs, strict=True)]
-
-    return Tensor(a.data + b.data, (a, b), vjp, "add")
+    return _elementwise("add", a.data + b.data, (a, b), lambda g: g, lambda g: g)
 
 
 def multiply(a, b):
     """a * b, element by element."""
     a, b = _pair(a, b)
     ad, bd = a.data, b.data
-
-    def vjp(g, needs):
-        return (
-            _summed_to(g * bd, ad.shape) if needs[0] else None,
-            _summed_to(g * ad, bd.shape) if needs[1] else None,
-        )
-
-    return Tensor(ad * bd, (a, b), vjp, "multiply")
+    return _elementwise("multiply", ad * bd, (a, b), lambda g: g * bd, lambda g: g * ad)
 
 
 def divide(a, b):
     """a / b, element by element."""
     a, b = _pair(a, b)
-    y, bd, shape = a.data / b.data, b.data, a.shape
-
-    def vjp(g, needs):
-        return (
-            _summed_to(g / bd, shape) if needs[0] else None,
-            _summed_to(-g * y / bd, bd.shape) if needs[1] else None,
-        )
-
-    return Tensor(y, (a, b), vjp, "divide")
+    y, bd = a.data / b.data, b.data
+    return _elementwise("divide", y, (a, b), lambda g: g / bd, lambda g: -g * y / bd)
 
 
 def subtract(a, b):
@@ -131,6 +112,17 @@ def mean(x, axis=None, keepdims=False):
     """The mean over `axis` (default: all)."""
     y = sum(x, axis, keepdims)
     return multiply(y, y.data.size / x.data.size)
+
+
+def _elementwise(name, y, operands, *rules):
+    """The Tensor of y, with each operand's rule, g -> its cotangent before the sums over what was broadcast."""
+    shapes = [x.shape for x in operands]
+
+    def vjp(g, needs):
+        each = zip(rules, shapes, needs, strict=True)
+        return [_summed_to(rule(g), shape) if need else None for rule, shape, need in each]
+
+    return Tensor(y, operands, vjp, name)
 
 
 def _pair(a, b):
