@@ -11,8 +11,8 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
     outer      dw[i, j]                         = sum_hw  x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
 
 What a residual block adds to a convolution (`rest`, up-sampled if it is small), the ReLU that follows one, and other
-cotangents of its x are taken along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over
-memory of their own.
+cotangents of its x are taken along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass
+over memory of their own.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ from minisagan.primitives import primitive
 def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    With `rest`, of y's shape, it is added, and a `rest` half as high and wide is up-sampled first; with `relu`, y is then
+    With `rest`, of y's shape, it is added; a `rest` half as high and wide is up-sampled first. With `relu`, y is then
     max(y, 0), and g counts where y > 0.
     dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g);  drest = g, or the sums of its 2x2 blocks.
     """
