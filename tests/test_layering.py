@@ -14,7 +14,7 @@ import minisagan
 ORDER = [
     *("errors", "files", "stderr", "launcher", "kinks", "cuda", "processes", "cpu", "batch"),
     *("processes.fork", "processes.mpi"),
-    *("primitives", "autograd", "rng"),
+    *("primitives", "autograd", "joint", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.resample", "ops.conv"),
     *("ops.embedding", "ops.hinge", "ops.resampled_conv", "ops.spectral"),
     *("ops.conv_cuda", "ops.*_numpy", "ops.*_cuda", "ops"),
