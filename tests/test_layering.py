@@ -19,7 +19,7 @@ ORDER = [
     *("ops.embedding", "ops.hinge", "ops.resampled_conv", "ops.spectral"),
     *("ops.conv_cuda", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("beyond", "beyond.augment", "beyond.augment_cuda", "beyond.pack"),
-    *("optim", "optim_numpy", "optim_cuda", "processes.nccl"),
+    *("flat", "flat_numpy", "flat_cuda", "optim", "optim_numpy", "optim_cuda", "processes.nccl"),
     *("data.places", "data.reading", "data.download"),
     *("data.decode", "data.scan", "data.labels", "data.parts", "data.pool", "data.pixels"),
     *("data.idx", "data.*"),
