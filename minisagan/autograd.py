@@ -115,16 +115,6 @@ def grad(loss, wanted, cotangent=None):
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 
 
-def joint(arrays, parents, vjp, op=""):
-    """A list of Tensors of arrays that one op computed together, with one vjp for all: a network's weights, say.
-
-    `vjp(gs, needs)` takes a tuple of pairs (i, g), g the cotangent of array i; arrays that had no part in the loss are
-    missing. `grad` adds cotangents by +, and tuples that are added are joined: so the pairs gather by themselves.
-    """
-    together = Tensor(arrays, parents, vjp, op)
-    return [Tensor(x, (together,), lambda g, needs, i=i: (((i, g),),), op) for i, x in enumerate(arrays)]
-
-
 def _ancestors(tensors):
     """Every node that these were computed from, themselves included, collected without recursion."""
     seen, stack = {id(tensor): tensor for tensor in tensors}, list(tensors)

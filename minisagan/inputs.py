@@ -7,6 +7,7 @@ uninterrupted one was. Each process that shares a batch draws for all of it, and
 import numpy as np
 
 from minisagan import data, processes, rng
+from minisagan.errors import UsageError
 from minisagan.sampling import noise
 
 
@@ -17,6 +18,11 @@ class Inputs:
     """
 
     def __init__(self, config, dataset, source):
+        if len(dataset) < config.batch_size:
+            raise UsageError(
+                f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
+                f"choose --batch-size {len(dataset)} or less"
+            )
         self.config, self.source, self.size = config, source, len(dataset)
         arch = config.architecture
         self.by_class = data.by_class(dataset.labels if arch.classes else 0 * dataset.labels) if arch.pack > 1 else None
@@ -28,6 +34,13 @@ class Inputs:
         indices = data.batch_indices(t * n, n, self.size, c.seed)
         more = data.companions(indices, k - 1, self.by_class, c.seed, t) if k > 1 else []
         return np.concatenate([indices, *more])
+
+    def order(self, count, step):
+        """Which images D sees in `count` steps from this one on, where these lie: (count, d_steps, accumulate, n)."""
+        c = self.config
+        batches = c.d_steps * c.accumulate  # of a step
+        order = [self.seen(step * batches + i) for i in range(count * batches)]
+        return np.asarray(np.reshape(order, (count, c.d_steps, c.accumulate, -1)), like=self.source.images)
 
     def micro_batches(self, t):
         """The numbers of the micro-batches of step t of an optimiser."""

@@ -23,6 +23,10 @@ class Module:
         """All state that is no parameter (u, running mean and variance), name -> array."""
         return dict(self._named(cuda.arrays()))
 
+    def state(self):
+        """All arrays, name -> the live array: the parameters' and the buffers."""
+        return {name: p.data for name, p in self.parameters().items()} | self.buffers()
+
     def to(self, like):
         """Move all parameters and buffers to where the array `like` lies, on the CPU or the GPU; returns itself."""
         for name, value in vars(self).items():

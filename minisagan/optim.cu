@@ -1,20 +1,7 @@
 // Adam and the running average of optim.py over flat arrays. t, and what follows from it, is read on the GPU, so that
 // a recorded graph counts on.
 
-#define TENSORS 128
 #define STRIDE int(gridDim.x * blockDim.x)
-
-struct Table {  // comes by value, as part of the launch
-  const real* from[TENSORS];
-  int start[TENSORS], size[TENSORS];
-};
-
-// flat[start ... start + size - 1] = from, for each tensor: blocks (x, tensor)
-extern "C" __global__ void gather(real* flat, Table table) {
-  int tensor = blockIdx.y, start = table.start[tensor], size = table.size[tensor];
-  const real* from = table.from[tensor];
-  for (int i = THREAD; i < size; i += STRIDE) flat[start + i] = from[i];
-}
 
 // m <- beta1 m + (1 - beta1) g    v <- beta2 v + (1 - beta2) g^2    w <- w - lr mhat / (sqrt(vhat) + eps)
 // where lr is multiplied by min(1, (steps + 1 - t) / (fall steps)), if it has a fall

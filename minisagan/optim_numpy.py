@@ -1,4 +1,4 @@
-"""Adam on NumPy in slices, so that what it works with takes no memory worth mention; weights that forks share."""
+"""Adam on NumPy in slices, so that what it works with takes no memory worth mention."""
 
 import numpy as np
 
@@ -18,8 +18,3 @@ def adam(w, m, v, g, t, steps, fall, lr, beta1, beta2, eps):
         wi -= scale * mi / (np.sqrt(vi * correction) + eps)
 
     cpu.parallel(body, len(cuts))
-
-
-def zeros(like, size):
-    """All processes that are forked from this one write to them."""
-    return cpu.shared(size, like.dtype)

@@ -26,11 +26,15 @@ def noise(config, z_stream, label_stream, step):
     return z, np.concatenate([labels] * arch.pack)
 
 
-def take_statistics(generator, config):
+def take_statistics(generator, trained, config):
     """Measure the batch statistics of the generator's own weights, and leave it in evaluation mode.
 
     STANDING_BATCHES batches of noise, always the same ones, go through it; the running statistics become their means.
+    From the u of the `trained` one, whose average it is, its own is a few power iterations away.
     """
+    buffers = generator.buffers()
+    for name, buffer in trained.buffers().items():
+        buffers[name][...] = buffer
     generator.train()
     norms = list(generator.modules(nn.BatchNorm))
     with no_tape():

@@ -6,8 +6,10 @@ follow its steps. Only the data set is read by each: if one has another, nothing
 
 import weakref
 
+import numpy as np
+
 from minisagan import cpu, cuda, data
-from minisagan.errors import Fault, UsageError
+from minisagan.errors import Diverged, Fault, UsageError
 from minisagan.launcher import launched, named
 from minisagan.processes import Alone, checked, fork, mpi, nccl
 
@@ -73,7 +75,18 @@ def assemble(training, invited):
     return forks
 
 
-def where(bad):
+def diverged(training, bad):
+    """The error of steps of which some losses are not finite; bad (count, world, accumulate, losses): which are not."""
+    k = bad.any((1, 2, 3)).argmax()
+    where = _where(bad[k]) if training.invited else ""
+    first = next((name for name, x in training.state().items() if not np.isfinite(x).all()), "the losses alone")
+    return Diverged(
+        f"step {training.step - len(bad) + 1 + k}: a loss is not finite{where}; first tensor with a NaN or an "
+        f"infinity: {first}. Lower --lr-g and --lr-d, or keep spectral norm in both networks"
+    )
+
+
+def _where(bad):
     """In words, on which ranks of MPI a loss was not finite first; bad (world, accumulate, losses): which are not."""
     bad = bad.swapaxes(1, 2).reshape(len(bad), -1)  # in the order in which they are computed
     at_fault = bad[:, bad.any(0).argmax()]  # soon all ranks have some

@@ -15,7 +15,6 @@ from minisagan import cpu, cuda, ops, processes, team
 from minisagan.autograd import Tensor, grad, no_tape
 from minisagan.beyond.augment import augmented
 from minisagan.beyond.pack import packed
-from minisagan.errors import Diverged, UsageError
 from minisagan.init import Init
 from minisagan.inputs import Inputs
 from minisagan.models import Discriminator, Generator
@@ -90,16 +89,12 @@ class Training:
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
-        if len(dataset) < config.batch_size:
-            raise UsageError(
-                f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
-                f"choose --batch-size {len(dataset)} or less"
-            )
         cpu.start()
         self.config, self.dataset, self.step = config, dataset, 0
         self.sampled_at = None  # the step for which the averaged generator's statistics were measured
         source = replace(dataset, images=cuda.put(dataset.images), labels=cuda.put(dataset.labels)) if gpu else dataset
-        arch, here = config.architecture, source.images
+        self.inputs = Inputs(config, dataset, source)
+        arch, here, sizes = config.architecture, source.images, (config.accumulate, config.micro.batch_size)
         init = Init(config.seed, arch.init)
         self.G, self.D = Generator(arch, init).to(here), Discriminator(arch, init).to(here)
         self.average = Generator(arch, Init(config.seed, arch.init)).to(here)  # the same first weights
@@ -107,7 +102,6 @@ class Training:
         self.adam_g = Adam(self.G.parameters(), config.lr_g, steps=config.steps, **same)
         self.adam_d = Adam(self.D.parameters(), config.lr_d, steps=config.steps * config.d_steps, **same)
         self.ema = EMA(self.adam_g.weights, flatten(self.average.parameters()), config.ema)
-        self.inputs, sizes = Inputs(config, dataset, source), (config.accumulate, config.micro.batch_size)
         self.indices = np.zeros(sizes, np.int64, like=here)  # which images the next step of D sees, in micro-batches
         self.losses = np.zeros((config.accumulate, len(LOSSES)), np.float32, like=here)  # of the last steps
         self.step_d, self.step_g = self._step_d, self._step_g
@@ -128,28 +122,17 @@ class Training:
             self.team = team.assemble(self, self.invited)
         history = cuda.to_host(self.team.run(self.steps, count, self.step))  # (count, world, accumulate, len(LOSSES))
         self.step += count
-        bad = ~np.isfinite(history)
-        if bad.any():
-            k = bad.any((1, 2, 3)).argmax()
-            where = team.where(bad[k]) if self.invited else ""
-            first = next((name for name, x in self.state().items() if not np.isfinite(x).all()), "the losses alone")
-            raise Diverged(
-                f"step {self.step - count + 1 + k}: a loss is not finite{where}; first tensor with a NaN or an "
-                f"infinity: {first}. Lower --lr-g and --lr-d, or keep spectral norm in both networks"
-            )
+        if not np.isfinite(history).all():
+            raise team.diverged(self, ~np.isfinite(history))
         last = processes.halved(history[-1]) / history.shape[1]  # (accumulate, len(LOSSES))
         return dict(zip(LOSSES, last.mean(0).tolist(), strict=True))
 
     def steps(self, count, step):
         """Losses and scores of `count` steps from this one on, of each process: (count, world, *losses.shape)."""
-        c = self.config
-        batches = c.d_steps * c.accumulate  # that D sees in a step
-        order = [self.inputs.seen(step * batches + i) for i in range(count * batches)]
-        order = np.asarray(np.reshape(order, (count, c.d_steps, *self.indices.shape)), like=self.indices)
         history = np.empty((count, processes.world(), *self.losses.shape), np.float32, like=self.losses)
-        for k in range(count):
-            for i in range(c.d_steps):
-                self.indices[...] = order[k, i]
+        for k, batches in enumerate(self.inputs.order(count, step)):
+            for indices in batches:  # as many as D makes steps
+                self.indices[...] = indices
                 self.step_d()
             self.step_g()
             history[k] = processes.gather(self.losses)
@@ -188,20 +171,15 @@ class Training:
             self.complete()
             if not self.config.ema:
                 self.ema.average[...] = self.adam_g.weights
-            buffers = self.average.buffers()
-            for name, buffer in self.G.buffers().items():
-                buffers[name][...] = buffer  # from G's u, the average's own is a few power iterations away
-            take_statistics(self.average, self.config)
+            take_statistics(self.average, self.G, self.config)
             self.sampled_at = self.step
         return self.average
 
     def state(self):
         """All arrays of the run, name -> the live array: what a checkpoint holds, and what loading writes into."""
         self.complete()
-        arrays = {}
-        for name, net in (("G", self.G), ("D", self.D), ("average", self.average)):
-            arrays |= {f"{name}.{key}": p.data for key, p in net.parameters().items()}
-            arrays |= {f"{name}.{key}": buffer for key, buffer in net.buffers().items()}
+        parts = {name: getattr(self, name).state() for name in ("G", "D", "average")}
         for name, adam in (("adam_g", self.adam_g), ("adam_d", self.adam_d)):
-            arrays |= {f"{name}.m": adam.m, f"{name}.v": adam.v, f"{name}.t": adam.t}
-        return arrays | {"ema.t": self.ema.t}
+            parts[name] = {"m": adam.m, "v": adam.v, "t": adam.t}
+        parts["ema"] = {"t": self.ema.t}
+        return {f"{name}.{key}": x for name, arrays in parts.items() for key, x in arrays.items()}

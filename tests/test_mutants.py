@@ -23,6 +23,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 TESTS = {  # of each file's kernels
     "cuda.cu": ("test_cuda.py", "block_sum or numbers or last_block"),
     "rng.cu": ("test_rng_gpu.py", ""),
+    "flat.cu": ("test_gpu_training.py", "adam"),
     "optim.cu": ("test_gpu_training.py", "adam or average or optimisers"),
     "batches.cu": ("test_gpu_training.py", "batches"),
     "activation.cu": ("test_ops_gpu.py", "relu or tanh or kinks"),

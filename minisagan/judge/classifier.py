@@ -84,10 +84,6 @@ class Classifier(Module):
     def __call__(self, x):
         return self.output(self.features(x))
 
-    def state(self):
-        """All arrays, name -> the live array."""
-        return {name: p.data for name, p in self.parameters().items()} | self.buffers()
-
     @property
     def hash(self):
         """Twelve digits of the sha256 of all weights and statistics, by the order of their names."""

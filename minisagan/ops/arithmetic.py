@@ -21,21 +21,21 @@ from minisagan.primitives import primitive
 def add(a, b):
     """a + b."""
     a, b = _pair(a, b)
-    return _elementwise("add", a.data + b.data, (a, b), lambda g: g, lambda g: g)
+    return _broadcasting("add", a.data + b.data, (a, b), lambda g: g, lambda g: g)
 
 
 def multiply(a, b):
     """a * b, element by element."""
     a, b = _pair(a, b)
     ad, bd = a.data, b.data
-    return _elementwise("multiply", ad * bd, (a, b), lambda g: g * bd, lambda g: g * ad)
+    return _broadcasting("multiply", ad * bd, (a, b), lambda g: g * bd, lambda g: g * ad)
 
 
 def divide(a, b):
     """a / b, element by element."""
     a, b = _pair(a, b)
     y, bd = a.data / b.data, b.data
-    return _elementwise("divide", y, (a, b), lambda g: g / bd, lambda g: -g * y / bd)
+    return _broadcasting("divide", y, (a, b), lambda g: g / bd, lambda g: -g * y / bd)
 
 
 def subtract(a, b):
@@ -51,18 +51,12 @@ def matmul(a, b):
     if ad.ndim < 2 or bd.ndim < 2:
         raise ValueError(f"matmul takes matrices or stacks of them, not shapes {ad.shape} and {bd.shape}")
 
-    def of_a(g):
-        return _summed_to(product(g, bd.swapaxes(-1, -2)), ad.shape)
-
     def of_b(g):
         if ad.ndim == bd.ndim == 2:  # the rows of a are images, and b is shared by them
             return batch.sum(image_product, ad, g)
-        return _summed_to(product(ad.swapaxes(-1, -2), g), bd.shape)
+        return product(ad.swapaxes(-1, -2), g)
 
-    def vjp(g, needs):
-        return of_a(g) if needs[0] else None, of_b(g) if needs[1] else None
-
-    return Tensor(product(ad, bd), (a, b), vjp, "matmul")
+    return _broadcasting("matmul", product(ad, bd), (a, b), lambda g: product(g, bd.swapaxes(-1, -2)), of_b)
 
 
 @primitive
@@ -114,7 +108,7 @@ def mean(x, axis=None, keepdims=False):
     return multiply(y, y.data.size / x.data.size)
 
 
-def _elementwise(name, y, operands, *rules):
+def _broadcasting(name, y, operands, *rules):
     """The Tensor of y, with each operand's rule, g -> its cotangent before the sums over what was broadcast."""
     shapes = [x.shape for x in operands]
 

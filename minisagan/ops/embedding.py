@@ -9,7 +9,7 @@ A generator's gains and biases for each class are many small tables, looked up w
 import numpy as np
 
 from minisagan import batch
-from minisagan.autograd import joint
+from minisagan.joint import joint
 from minisagan.primitives import primitive
 
 

@@ -13,7 +13,7 @@ u and v count as constants in the backward pass, so dsigma/dW = u v^T and
 
 import numpy as np
 
-from minisagan.autograd import joint
+from minisagan.joint import joint
 from minisagan.primitives import primitive
 
 

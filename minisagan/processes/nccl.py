@@ -11,8 +11,8 @@ connected.
 import atexit
 
 from minisagan import cuda
+from minisagan.flat_cuda import joined
 from minisagan.launcher import named
-from minisagan.optim_cuda import joined
 from minisagan.processes import mpi
 
 kernels = cuda.Kernels(__file__)
