@@ -15,7 +15,9 @@ kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = *"NHWC", *["Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu", "small", "slots", "each"]
+NUMBERS = (
+    *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu", "small", "slots", "each"
+)  # fmt: skip
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
