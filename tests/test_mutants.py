@@ -92,6 +92,9 @@ def noticed(path, text, environment=None):
         ("conv.cu", "source.fill(as[to], bs[to])", "source.fill(as[from], bs[from])", "report"),  # a stage too early
         ("conv.cu", "% LINES, q * 8 + second_term * 4)", "% LINES, q * 8 + second_line * 4)", "values"),  # a lane's row
         ("conv.cu", "second_line * 8 + LANE % 8)", "second_line * 8 + (LANE + 1) % 8)", "values"),
+        ("conv.cu", "__syncthreads();  // all have read the tiles", "", "report"),
+        ("conv.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
+        ("conv.cu", "if (blockIdx.x == 0) sums.add_products", "if (blockIdx.y == 0) sums.add_products", "values"),
         ("cuda.cu", "__threadfence();  // what this block wrote", "//", "report"),
         ("cuda.cu", "__threadfence();  // what this block reads", "//", "report"),
         ("cuda.cu", "__syncthreads();  // all threads have written", "", "report"),

@@ -10,6 +10,8 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
     scatter    y[s h + i - t, s w + j - l]     += x[h, w] @ w[i, j]                                  its transpose: dx
     outer      dw[i, j]                         = sum_hw  x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
 
+outer has one more row, db = sum_hw g[h, w]: b is the weight of a 1 that every position sees.
+
 What a residual block adds to a convolution (`rest`), the ReLU that follows one, and other cotangents of its x are taken
 along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over memory of their own.
 """
@@ -26,7 +28,7 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
     With `rest`, of y's shape, it is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
-    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g);  drest = g.
+    dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g.
     """
     kh, kw = w.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
@@ -42,8 +44,8 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
     )  # fmt: skip
 
 
-def convolution(name, inputs, forward, dx, dw, relu=False):
-    """The Tensor of forward(bias, rest, relu), with dx(g, rest) and dw(g) for its backward pass."""
+def convolution(name, inputs, forward, dx, dw_db, relu=False):
+    """The Tensor of forward(bias, rest, relu); for its backward pass dx(g, rest), and dw_db(g) as `outer` gives it."""
     x, w, b, _ = inputs
     if x.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
         shapes = ", ".join(str(p.shape) for p in inputs[:3] if p is not None)
@@ -54,14 +56,17 @@ def convolution(name, inputs, forward, dx, dw, relu=False):
         raise ValueError(f"a convolution of shape {y.shape} can't be added to a rest of shape {rest.shape}")
     if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
         out = forward(bias, rest, False) * on
-    rules = lambda g: lambda rest: dx(g, rest), dw, lambda g: batch.sum(channel_sum, g), lambda g: g
-    parents, rules = zip(*((p, rule) for p, rule in zip(inputs, rules, strict=True) if p is not None), strict=True)
+    shape, given = w.shape, [p is not None for p in inputs]
 
     def vjp(g, needs):
         g = relu_backward(y, g) if relu else g
-        return [rule(g) if need else None for rule, need in zip(rules, needs, strict=True)]
+        found = [lambda rest: dx(g, rest), None, None, g]
+        if any(needs[1 : 2 + given[2]]):  # w, and b if there is one
+            rows = dw_db(g)
+            found[1:3] = rows[:-1].reshape(shape), rows[-1]
+        return [cotangent for cotangent, wanted in zip(found, given, strict=True) if wanted]
 
-    return Tensor(out, parents, vjp, name)
+    return Tensor(out, [p for p in inputs if p is not None], vjp, name)
 
 
 swapped = lambda w: w.transpose(0, 1, 3, 2)  # (kh, kw, C, O) -> (kh, kw, O, C): the w^T of each tap
@@ -104,10 +109,13 @@ def _completed(y, bias, rest, relu):
 
 @primitive
 def outer(x, g, kernel, stride, top, left):
-    """dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w]: (N, H, W, C), (N, *size, O) -> (kh, kw, C, O)."""
+    """The rows of dw, (i, j, c), and then db: x (N, H, W, C), g (N, *size, O) -> (kh kw C + 1, O).
+
+    dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w];  db = sum_nhw g[h, w].
+    """
     _, tap = _padded(x, kernel, stride, top, left, g.shape[1:3])
     dw = [np.einsum("nhwc,nhwo->co", tap(i, j), g) for i, j in np.ndindex(kernel)]
-    return np.reshape(dw, (*kernel, x.shape[3], g.shape[3]))
+    return np.concatenate([*dw, channel_sum(g)[None]])
 
 
 @primitive

@@ -52,7 +52,7 @@ def joined(partial):
 
 
 def partial_outer(x, g, kernel, stride, top, left):
-    """Sums over some pixels of some images, which follow one another as column_sums takes them: (n, kh, kw, C, O)."""
+    """Sums over some pixels of some images, in the order in which column_sums takes them: (n, kh kw C + 1, O)."""
     cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
     _check(kh, kw)
     columns, down, across = _tiles(kh * kw * C, O, x.itemsize)
@@ -61,17 +61,18 @@ def partial_outer(x, g, kernel, stride, top, left):
     sums = max(1, min(BLOCKS // (down * across * parts), pixels // 256))  # of a slot
     each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
     sums = slots * -(-pixels // each)
-    x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
+    x, g = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g)
+    partial = cupy.empty((sums, kh * kw * C + 1, O), x.dtype)
     shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, slots, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return partial
 
 
-def channel_sum(g):
-    """In two steps, the first over long rows of W O: rows of O would leave lanes idle."""
+def channel_sum(g, db=None):
+    """In two steps, the first over long rows of W O: rows of O would leave lanes idle. `db` is where to put it."""
     cupy, (N, H, W, O), slots = cuda.cupy(), g.shape, batch.slots(16)
     threads = cuda.columns_of(max(32, processes.parts()))  # the same, however many processes share the batch
-    partial, db = cupy.empty((W * slots, O), g.dtype), cupy.empty(O, g.dtype)
+    partial, db = cupy.empty((W * slots, O), g.dtype), cupy.empty(O, g.dtype) if db is None else db
     arrays = cupy.ascontiguousarray(g), partial, db, cuda.counter()
     blocks = cuda.blocks_for(W * O, threads[0]), slots
     kernels("channel_sums", blocks, threads, *arrays, N, H, W * O, O, batch.slots(32))

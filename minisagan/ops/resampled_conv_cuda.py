@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minisagan import cuda
-from minisagan.ops.conv_cuda import joined, partial_outer
+from minisagan.ops.conv_cuda import channel_sum, joined, partial_outer
 
 kernels = cuda.Kernels(Path(__file__).with_name("resampled_conv.cu"))
 
@@ -17,8 +17,11 @@ def smear(w, factor):
 def smeared_outer(x, g, factor, transposed):
     """Part by part: what is added after `unsmear` does not round like what is added before it."""
     partial = partial_outer(x, g, (4, 4), 2, 1, 1)
-    C, O = partial.shape[:2:-1] if transposed else partial.shape[3:]
-    dw = cuda.cupy().empty((len(partial), 3, 3, C, O), x.dtype)
-    sizes = float(factor), len(dw), C, O, int(transposed)
-    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, *sizes)
-    return joined(dw)
+    C, O = (g.shape[3], x.shape[3]) if transposed else (x.shape[3], g.shape[3])
+    rows = cuda.cupy().empty((len(partial), 9 * C + 1, O), x.dtype)
+    sizes = float(factor), len(rows), C, O, int(transposed)
+    kernels("unsmear", cuda.blocks_for(rows.size), 256, partial, rows, *sizes)
+    rows = joined(rows)
+    if transposed:
+        channel_sum(x, rows[-1])
+    return rows
