@@ -209,8 +209,7 @@ class UpBlock(Module):
     def __call__(self, x, labels):
         small = self.shortcut(x)  # before norm1, so that its cotangent of x is the last one, which adds up both
         h = self.conv1(self.norm1(x, labels))  # each norm ends in its ReLU: (N, 2H, 2W, O)
-        h = self.conv2(self.norm2(h, labels))
-        return ops.upsample(small, h)
+        return self.conv2(self.norm2(h, labels), rest=small)  # which up-samples it
 
 
 class DownBlock(Module):

@@ -95,6 +95,7 @@ def noticed(path, text, environment=None):
         ("conv.cu", "__syncthreads();  // all have read the tiles", "", "report"),
         ("conv.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
         ("conv.cu", "if (blockIdx.x == 0) sums.add_products", "if (blockIdx.y == 0) sums.add_products", "values"),
+        ("conv.cu", "h / size) * (s.Wo / size)", "h / size) * s.Wo", "report"),  # the rest is half as wide
         ("cuda.cu", "__threadfence();  // what this block wrote", "//", "report"),
         ("cuda.cu", "__threadfence();  // what this block reads", "//", "report"),
         ("cuda.cu", "__syncthreads();  // all threads have written", "", "report"),

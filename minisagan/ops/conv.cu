@@ -20,7 +20,7 @@
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
   int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
-  int relu;             // in gather: whether y is max(y, 0)
+  int relu, small;      // in gather: whether y is max(y, 0), and the rest of half y's height and width
   int slots, each;      // in outer: partial sum z is of slot z mod slots, and of `each` pixels of its images
 };
 
@@ -37,7 +37,9 @@ constexpr int WIDEST = 64;  // more columns would not fit into registers: the ke
 #endif
 
 #define LANE (threadIdx.x % WARP)
-#define NOWHERE -1LL
+
+struct Place { long long y, rest; };  // where a row of the product begins in y, and what is added to it in the rest
+#define NOWHERE Place{-1, -1}
 
 struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
@@ -264,7 +266,7 @@ struct Sums {
     }
   }
 
-  // Stores the rows of the tile, O columns each, at y + where(row), if that is not NOWHERE. The bias and the rest are
+  // Stores the rows of the tile, O columns each, at where(row) of y, if that is not NOWHERE. The bias and the rest are
   // added, if there are any, and with `relu` what is below 0 becomes 0.
   template <class Where>
   __device__ void store(real* y, int O, const real* bias, const real* rest, bool relu, Where where) const {
@@ -278,8 +280,8 @@ struct Sums {
     }
 #pragma unroll
     for (int i = 0; i < 2 * HIGH; i++) {
-      long long to = where(row(i));
-      if (to == NOWHERE) continue;
+      Place at = where(row(i));
+      if (at.y < 0) continue;
 #pragma unroll
       for (int j = 0; j < WIDE; j++) {
         int o = blockIdx.y * COLUMNS + column(j);
@@ -291,13 +293,13 @@ struct Sums {
         };
         if (in_pairs) {
           if (o >= O) continue;
-          Pair more = rest ? *(const Pair*)(rest + to + o) : Pair{};
+          Pair more = rest ? *(const Pair*)(rest + at.rest + o) : Pair{};
           complete(0, more.v[0]), complete(1, more.v[1]);
-          *(Pair*)(y + to + o) = both;
+          *(Pair*)(y + at.y + o) = both;
         } else
           for (int e = 0; e < 2 && o + e < O; e++) {
-            complete(e, rest ? rest[to + o + e] : real(0));
-            y[to + o + e] = both.v[e];
+            complete(e, rest ? rest[at.rest + o + e] : real(0));
+            y[at.y + o + e] = both.v[e];
           }
       }
     }
@@ -431,7 +433,8 @@ __device__ void gather(const real* x, const real* w, const real* bias, const rea
     int p = blockIdx.x * ROWS + row, line = p / horizontal.size, n = line / vertical.size;
     int h = line % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
-    return n < s.N ? (((long long)n * s.Ho + h) * s.Wo + v) * s.O : NOWHERE;
+    auto pixel = [&](int size) { return (((long long)n * (s.Ho / size) + h / size) * (s.Wo / size) + v / size) * s.O; };
+    return n < s.N ? Place{pixel(1), pixel(s.small ? 2 : 1)} : NOWHERE;
   });
 }
 
@@ -578,7 +581,7 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
   partial += (long long)blockIdx.z * (rows + 1) * s.O;
   sums.store(partial, s.O, nullptr, nullptr, false, [&](int row) {
     int m = blockIdx.x * ROWS + row;
-    return m < rows ? (long long)m * s.O : NOWHERE;
+    return m < rows ? Place{(long long)m * s.O, 0} : NOWHERE;
   });
   if (blockIdx.x == 0) {
     int o = blockIdx.y * COLUMNS;

@@ -21,13 +21,14 @@ import numpy as np
 from minisagan import batch, kinks
 from minisagan.autograd import Tensor
 from minisagan.ops.activation import relu_backward
+from minisagan.ops.resample import repeat, sum_blocks
 from minisagan.primitives import primitive
 
 
 def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    With `rest`, of y's shape, it is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
+    `rest`, of y's shape or up-sampled to it, is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
     dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g.
     """
     kh, kw = w.shape[:2]
@@ -52,7 +53,8 @@ def convolution(name, inputs, forward, dx, dw_db, relu=False):
         raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
     bias, rest = (p if p is None else p.data for p in inputs[2:])
     y = out = forward(bias, rest, relu)
-    if rest is not None and rest.shape != y.shape:
+    small = rest is not None and rest.shape != y.shape  # of half the height and width
+    if small and rest.shape != (len(y), y.shape[1] / 2, y.shape[2] / 2, y.shape[3]):
         raise ValueError(f"a convolution of shape {y.shape} can't be added to a rest of shape {rest.shape}")
     if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
         out = forward(bias, rest, False) * on
@@ -60,7 +62,7 @@ def convolution(name, inputs, forward, dx, dw_db, relu=False):
 
     def vjp(g, needs):
         g = relu_backward(y, g) if relu else g
-        found = [lambda rest: dx(g, rest), None, None, g]
+        found = [lambda rest: dx(g, rest), None, None, sum_blocks(g, 1) if small else g]
         if any(needs[1 : 2 + given[2]]):  # w, and b if there is one
             rows = dw_db(g)
             found[1:3] = rows[:-1].reshape(shape), rows[-1]
@@ -85,7 +87,7 @@ def _padded(x, kernel, stride, top, left, size):
 def gather(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
     """y[h, w] = bias + rest + sum_ij x[s h + i - t, s w + j - l] @ w[i, j]: (N, H, W, C) -> (N, *size, O).
 
-    bias is (O,), rest of y's shape; with relu it is max(y, 0).
+    bias is (O,), rest of y's shape or half its height and width; with relu it is max(y, 0).
     """
     _, tap = _padded(x, w.shape[:2], stride, top, left, size)
     y = sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0)
@@ -103,7 +105,7 @@ def scatter(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
 
 def _completed(y, bias, rest, relu):
     y = y if bias is None else y + bias
-    y = y if rest is None else y + rest
+    y = y if rest is None else y + (rest if rest.shape == y.shape else repeat(rest, 1))
     return np.maximum(y, 0) if relu else y
 
 

@@ -14,7 +14,8 @@ kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu", "slots", "each"
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu"
+NUMBERS += "small", "slots", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
@@ -37,7 +38,8 @@ def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=F
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
     rest = rest if rest is None else cupy.ascontiguousarray(rest)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, relu, 1, 0), SHAPE)
+    small = rest is not None and rest.shape != y.shape
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, relu, small, 1, 0), SHAPE)
     name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
     kernels(name, (down, across, sets * sets), THREADS, x, w, bias, rest, y, shape)
     return y
@@ -63,7 +65,7 @@ def partial_outer(x, g, kernel, stride, top, left):
     sums = slots * -(-pixels // each)
     x, g = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g)
     partial = cupy.empty((sums, kh * kw * C + 1, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, slots, each), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, 0, slots, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return partial
 

@@ -128,6 +128,9 @@ def _complete(y, bias, rest, relu):
         rows = y.reshape(-1, len(bias))
         rows += bias
     if rest is not None:
+        if rest.shape != y.shape:  # of half the height and width
+            rest = rest.repeat(2, axis=2)[:, :, None]  # (n, H/2, 1, W, O), for long inner loops
+            y = y.reshape(len(y), -1, 2, *y.shape[2:])  # (n, H/2, 2, W, O)
         y += rest
     if relu:
         np.maximum(y, 0, out=y)

@@ -14,12 +14,9 @@ from minisagan.autograd import Tensor
 from minisagan.primitives import primitive
 
 
-def upsample(x, rest=None):
-    """Each pixel repeated 2x2: (N, H, W, C) -> (N, 2H, 2W, C); with the Tensor `rest`, of that shape, their sum."""
-    if rest is None:
-        return Tensor(repeat(x.data, 1), (x,), lambda g, needs: (sum_blocks(g, 1),), "upsample")
-    vjp = lambda g, needs: (sum_blocks(g, 1) if needs[0] else None, g)
-    return Tensor(repeat(x.data, 1, rest.data), (x, rest), vjp, "upsample")
+def upsample(x):
+    """Each pixel repeated 2x2: (N, H, W, C) -> (N, 2H, 2W, C)."""
+    return Tensor(repeat(x.data, 1), (x,), lambda g, needs: (sum_blocks(g, 1),), "upsample")
 
 
 def avg_pool(x):

@@ -186,6 +186,7 @@ def conv(draw):
     yield Case("rest", rest, (*inputs, *draw((2, 3, 4, 2))))
     yield Case("rest, relu", lambda *all: ops.conv(*all[:3], 2, *all[3:], True), (*inputs, *draw((2, 2, 2, 2))))
     yield Case("rest, 1x1", rest, draw((2, 3, 4, 3), (1, 1, 3, 2), (2,), (2, 3, 4, 2)))
+    yield Case("rest, half the size", rest, draw((2, 4, 6, 3), (3, 3, 3, 2), (2,), (2, 2, 3, 2)))
     yield Case("rest that is x", lambda x, w, b: ops.conv(x, w, b, rest=x), draw((1, 4, 3, 2), (3, 3, 2, 2), (2,)))
 
 
@@ -212,7 +213,6 @@ def conv_down(draw):
 def upsample(draw):
     yield Case("H != W", ops.upsample, draw((2, 3, 4, 3)), linear=True)
     yield Case("one pixel", ops.upsample, draw((1, 1, 1, 2)), linear=True)
-    yield Case("rest", ops.upsample, draw((2, 1, 2, 3), (2, 2, 4, 3)))
 
 
 @CASES.enter
