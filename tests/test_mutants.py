@@ -96,6 +96,8 @@ def noticed(path, text, environment=None):
         ("conv.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
         ("conv.cu", "if (blockIdx.x == 0) sums.add_products", "if (blockIdx.y == 0) sums.add_products", "values"),
         ("conv.cu", "h / size) * (s.Wo / size)", "h / size) * s.Wo", "report"),  # the rest is half as wide
+        ("batch_norm.cu", "last_block(counters + blockIdx.x, chunks *", "last_block(counters, chunks *", "report"),
+        ("batch_norm.cu", "i < 4; i++", "i < 3; i++", "values"),  # of what four rows of threads find, three
         ("cuda.cu", "__threadfence();  // what this block wrote", "//", "report"),
         ("cuda.cu", "__threadfence();  // what this block reads", "//", "report"),
         ("cuda.cu", "__syncthreads();  // all threads have written", "", "report"),

@@ -75,7 +75,7 @@ def channel_sum(g, db=None):
     cupy, (N, H, W, O), slots = cuda.cupy(), g.shape, batch.slots(16)
     threads = cuda.columns_of(max(32, processes.parts()))  # the same, however many processes share the batch
     partial, db = cupy.empty((W * slots, O), g.dtype), cupy.empty(O, g.dtype) if db is None else db
-    arrays = cupy.ascontiguousarray(g), partial, db, cuda.counter()
+    arrays = cupy.ascontiguousarray(g), partial, db, cuda.counters()
     blocks = cuda.blocks_for(W * O, threads[0]), slots
     kernels("channel_sums", blocks, threads, *arrays, N, H, W * O, O, batch.slots(32))
     return db
