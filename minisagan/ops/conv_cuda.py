@@ -46,10 +46,7 @@ def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=F
 
 
 def outer(x, g, kernel, stride, top, left):
-    return joined(partial_outer(x, g, kernel, stride, top, left))
-
-
-def joined(partial):
+    partial = partial_outer(x, g, kernel, stride, top, left)
     return partial[0] if len(partial) == 1 else column_sums(partial)
 
 
