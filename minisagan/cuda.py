@@ -15,11 +15,12 @@ import numpy as np
 
 SHARED = Path(__file__).with_suffix(".cu")  # what all kernels share: put in front of each .cu file
 WARM_UP = 2  # steps that a Graph runs before it records
+COUNTERS = 1 << 12  # that a launch may take
 WORKSPACE = 32 << 20  # bytes that cuBLAS may work in: what NVIDIA asks for on Hopper
 
 tf32 = True  # whether float32 products may round their operands to TF32: 10 bits of mantissa, tensor cores
 _stream = None
-_counter = None
+_counters = None
 
 
 def on_gpu(x):
@@ -57,12 +58,12 @@ def nccl():
 
 def use(number=0):
     """Make GPU `number` and a stream of our own on it the ones that everything runs on."""
-    global _stream, _counter
+    global _stream, _counters
     cp = cupy()
     cp.cuda.Device(number).use()
     _stream = cp.cuda.Stream(non_blocking=True)  # the default stream can't be recorded
     _stream.use()
-    _counter = cp.zeros(1, np.uint32)  # on the way of no graph, so that it is 0 before the first launch
+    _counters = cp.zeros(COUNTERS, np.uint32)  # on the way of no graph, so that it is 0 before the first launch
     _blas.cache_clear()
 
 
@@ -138,9 +139,11 @@ def _module(file, real, tf32):
     return cupy().RawModule(code=code, options=options)
 
 
-def counter():
-    """uint32 (1,), 0 between launches: by which a kernel's blocks find out which of them is the last (cuda.cu)."""
-    return _counter
+def counters(count=1):
+    """uint32, so many or more, 0 between launches: by which blocks find out which of them is the last (cuda.cu)."""
+    if count > COUNTERS:
+        raise ValueError(f"a launch takes at most {COUNTERS} counters, not {count}")
+    return _counters
 
 
 def blocks_for(count, threads=256):

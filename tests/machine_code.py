@@ -3,8 +3,9 @@ tensor cores, from nvcc's output for Hopper. Nothing is run, and nothing here is
 
     python tests/machine_code.py        # needs nvcc, and pip install nvidia-cuda-nvdisasm
 
-Counted is the loop over chunks of K terms in the form that copies by fours (struct Gather, Outer with both FOURS): all
-its instructions, also those that only some passes execute, over its HMMA, each a product of (16, 8) and (8, 8).
+Counted is the loop over chunks of K terms in the form that copies by fours (struct Gather, Outer with both FOURS; in
+blocks that do not find db on the way): all its instructions, also those that only some passes execute, over its HMMA,
+each a product of (16, 8) and (8, 8).
 """
 
 import importlib.util

@@ -34,6 +34,7 @@ TESTS = {  # of each file's kernels
     "hinge.cu": ("test_ops_gpu.py", "hinge or kinks"),
     "spectral.cu": ("test_ops_gpu.py", "spectral"),
     "conv.cu": ("test_ops_gpu_conv.py", "conv"),
+    "resampled_conv.cu": ("test_ops_gpu_conv.py", "conv_down or up_conv"),
     "resample.cu": ("test_ops_gpu_conv.py", "resampling or pool"),
 }
 FAULTS = [  # (pattern, what to put there)
@@ -93,6 +94,14 @@ def noticed(path, text, environment=None):
         ("conv.cu", "source.fill(as[to], bs[to])", "source.fill(as[from], bs[from])", "report"),  # a stage too early
         ("conv.cu", "% LINES, q * 8 + second_term * 4)", "% LINES, q * 8 + second_line * 4)", "values"),  # a lane's row
         ("conv.cu", "second_line * 8 + LANE % 8)", "second_line * 8 + (LANE + 1) % 8)", "values"),
+        ("conv.cu", "__syncthreads();  // all have read the tiles", "", "report"),
+        ("conv.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
+        ("conv.cu", "if (blockIdx.x == 0) sums.add_products", "if (blockIdx.y == 0) sums.add_products", "values"),
+        ("conv.cu", "h / size) * (s.Wo / size)", "h / size) * s.Wo", "report"),  # the rest is half as wide
+        ("batch_norm.cu", "last_block(counters + blockIdx.x, chunks *", "last_block(counters, chunks *", "report"),
+        ("batch_norm.cu", "i < 4; i++", "i < 3; i++", "values"),  # of what four rows of threads find, three
+        ("resampled_conv.cu", "? row[16 * CO + i] :", "? row[15 * CO + i] :", "values"),
+        ("resampled_conv.cu", "i % C * O + i / C", "i", "values"),
         ("cuda.cu", "__threadfence();  // what this block wrote", "//", "report"),
         ("cuda.cu", "__threadfence();  // what this block reads", "//", "report"),
         ("cuda.cu", "__syncthreads();  // all threads have written", "", "report"),

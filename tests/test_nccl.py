@@ -85,9 +85,9 @@ def test_a_gpus_sum_over_the_batch_has_one_order_however_many_share_it(gpu, name
 
 
 @one_gpu
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world, parts", [(2, 8), (4, 8), (2, 64)])  # 64: more than join in the launch that finds them
 @pytest.mark.parametrize("conditional", [False, True])
-def test_batch_norms_of_several_gpus_are_one_gpus(gpu, world, conditional, monkeypatch):
+def test_batch_norms_of_several_gpus_are_one_gpus(gpu, world, parts, conditional, monkeypatch):
     monkeypatch.setattr(batch_norm_cuda, "BLOCKS", 2 * N)  # so that each image is cut in two
     images, others = (np.tile(x, (1, 5, 4, 1)) for x in BOTH)
     gain = RANDOM.standard_normal((N, 7) if conditional else 7).astype(np.float32)
@@ -95,7 +95,7 @@ def test_batch_norms_of_several_gpus_are_one_gpus(gpu, world, conditional, monke
 
     def run(exchange, rank, count):
         """What a process finds, and what it gives to the others on the way; `exchange` brings what all give."""
-        with member(rank, count, exchange):
+        with member(rank, count, exchange, parts):
             x, g = (gpu.put(np.ascontiguousarray(processes.share(a))) for a in (images, others))
             gains = gpu.put(np.ascontiguousarray(where(gain)))
             mean, var = statistics(x, None, 0.9)

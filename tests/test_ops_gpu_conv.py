@@ -147,8 +147,8 @@ def test_what_a_convolution_takes_along(gpu, dtype, tf32, tolerance, O, relu, mo
     same(op, draw((2, 5, 7, 6), (3, 3, 6, O), (O,), (2, 5, 7, O), dtype=dtype), gpu, tolerance)
     op = lambda x, w: ops.conv_down(ops.relu(x), w, rest=ops.avg_pool(ops.conv(x, w, rest=x)))
     same(op, draw((2, 6, 4, O), (3, 3, O, O), dtype=dtype), gpu, tolerance)
-    op = lambda x, w, b: ops.conv(x, w, b, rest=ops.avg_pool(x), relu=relu)  # half as high and wide as x
-    same(op, draw((2, 4, 6, O), (3, 3, O, O), (O,), dtype=dtype), gpu, tolerance)
+    op = lambda x, w, b, rest: ops.conv(x, w, b, rest=rest, relu=relu)  # which is up-sampled
+    same(op, draw((2, 10, 6, 4), (3, 3, 4, O), (O,), (2, 5, 3, O), dtype=dtype), gpu, tolerance)
 
 
 def test_a_relu_of_a_convolution_keeps_a_nan(gpu):

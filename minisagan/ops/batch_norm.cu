@@ -2,9 +2,11 @@
 //
 // A block is blockDim.x channels by blockDim.y rows, and a thread goes down its channel's rows: neighbouring threads
 // read neighbouring channels, whatever C is, and GROUP rows are on their way to each thread at a time. What the
-// threads of a channel find is joined in shared memory, what blocks find is joined by the next kernel; in fixed order.
+// threads of a channel find is joined in shared memory; what blocks find is joined by the last block that has these
+// channels or, where several processes share the batch, by the next kernel; in fixed order, which is the same for both.
 
 constexpr int GROUP = 8;
+constexpr int ROWS = 32;  // of threads that join what blocks found
 constexpr int THREADS = 256, MOST_THREADS = 1024;  // of a block; of one that has a row of threads for each slot
 
 struct Moments {  // of some values: their number, mean, and sum of squared deviations from it
@@ -42,8 +44,46 @@ __device__ inline void load(real (&values)[GROUP], const real* __restrict__ x, i
 // Where image n of the whole batch is among all that `world` processes have, N images each: process n mod world has it.
 __device__ inline int place(int n, int N, int world) { return n % world * N + n / world; }
 
-// Moments of chunks, `step` positions of an image: both (N, 2, chunks, C), means and squares.
-extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict__ both, int P, int C, int step) {
+// What find(row) gives for so many rows, joined in the order of join_rows: a thread has up to four of them, blockDim.y
+// apart, and row 0 gets it.
+template <int THREADS, class Find>
+__device__ inline auto join_all(int rows, Find find) {
+  decltype(find(0)) found[4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (int row = threadIdx.y + i * blockDim.y; row < rows) found[i] = find(row);
+  return join_rows<THREADS>(joined(joined(found[0], found[2]), joined(found[1], found[3])));
+}
+
+// Mean and biased variance (C,) of the whole batch, from moments of all its images, `both` (world, N, 2, chunks, C). The
+// running ones, if there are any, move there: r <- r + rate (mean - r), and so for the variance.
+struct Statistics {
+  real *mean, *var, *running_mean, *running_var;
+
+  template <int THREADS>
+  __device__ void join(const real* both, real rate, int N, int world, int P, int chunks, int C, int step) const {
+    int c = THREAD;
+    Moments all = join_all<THREADS>(c < C ? ROWS : 0, [&](int row) {
+      Moments all = {0, 0, 0};
+      for (int i = row; i < N * world * chunks; i += ROWS) {
+        int chunk = i % chunks, at = (place(i / chunks, N, world) * 2 * chunks + chunk) * C + c;
+        all = joined(all, {real(min(step, P - chunk * step)), both[at], both[at + chunks * C]});
+      }
+      return all;
+    });
+    if (c >= C || threadIdx.y) return;
+    mean[c] = all.mean;
+    var[c] = all.square / (real(N) * world * P);
+    if (running_mean) running_mean[c] += rate * (mean[c] - running_mean[c]);
+    if (running_var) running_var[c] += rate * (var[c] - running_var[c]);
+  }
+};
+#define STATISTICS_TAKE real *mean, real *var, real *running_mean, real *running_var, real rate
+
+// Moments of chunks, `step` positions of an image: both (N, 2, chunks, C), means and squares. With `counters`, of which
+// each 32 channels have one, also the statistics.
+extern "C" __global__ void moments(const real* __restrict__ x, real* both, STATISTICS_TAKE, unsigned* counters, int P,
+                                   int C, int step) {
   int c = THREAD, image = blockIdx.z, chunk = blockIdx.y, chunks = gridDim.y, first = chunk * step;
   int end = min(first + step, P);
   Moments all = {0, 0, 0};
@@ -59,31 +99,17 @@ extern "C" __global__ void moments(const real* __restrict__ x, real* __restrict_
     }
   all = join_rows<THREADS>(all);
   if (c < C && threadIdx.y == 0) {
-    both += (image * 2 * chunks + chunk) * C + c;
-    both[0] = all.mean;
-    both[chunks * C] = all.square;
+    real* to = both + (image * 2 * chunks + chunk) * C + c;
+    to[0] = all.mean;
+    to[chunks * C] = all.square;
   }
+  if (counters && last_block(counters + blockIdx.x, chunks * gridDim.z))
+    Statistics{mean, var, running_mean, running_var}.join<THREADS>(both, rate, gridDim.z, 1, P, chunks, C, step);
 }
 
-// Mean and biased variance (C,) of the whole batch, from those moments of all its images, (world, N, 2, chunks, C). The
-// running ones, if there are any, move there: r <- r + rate (mean - r), and so for the variance.
-extern "C" __global__ void statistics(const real* __restrict__ both, real* __restrict__ mean, real* __restrict__ var,
-                                      real* running_mean, real* running_var, real rate, int N, int world, int P,
-                                      int chunks, int C, int step) {
-  int c = THREAD;
-  Moments all = {0, 0, 0};
-  if (c < C)
-    for (int i = threadIdx.y; i < N * world * chunks; i += blockDim.y) {
-      int chunk = i % chunks, at = (place(i / chunks, N, world) * 2 * chunks + chunk) * C + c;
-      all = joined(all, {real(min(step, P - chunk * step)), both[at], both[at + chunks * C]});
-    }
-  all = join_rows<THREADS>(all);
-  if (c < C && threadIdx.y == 0) {
-    mean[c] = all.mean;
-    var[c] = all.square / (real(N) * world * P);
-    if (running_mean) running_mean[c] += rate * (mean[c] - running_mean[c]);
-    if (running_var) running_var[c] += rate * (var[c] - running_var[c]);
-  }
+extern "C" __global__ void statistics(const real* both, STATISTICS_TAKE, int N, int world, int P, int chunks, int C,
+                                      int step) {
+  Statistics{mean, var, running_mean, running_var}.join<THREADS>(both, rate, N, world, P, chunks, C, step);
 }
 
 // y = gain xhat + bias, and 0 for negative ones with `relu`; n is blockIdx.z.
@@ -109,12 +135,69 @@ extern "C" __global__ void normalise(const real* __restrict__ x, const real* __r
 // Where y was set to 0, the cotangent is 0.
 __device__ inline real gated(real g, real y, int relu) { return !relu || y > 0 ? g : real(0); }
 
-// sum g and sum g xhat over `step` positions of an image: both (N, chunks, C).
+// From the sums that are stored by `sums`, those of image n.
+__device__ inline Sums of_image(const real* sum_g, const real* sum_gx, int n, int c, int chunks, int C) {
+  Sums image = {0, 0};
+  for (int chunk = 0; chunk < chunks; chunk++) {
+    size_t i = (size_t(n) * chunks + chunk) * C + c;
+    image = joined(image, {sum_g[i], sum_gx[i]});
+  }
+  return image;
+}
+
+struct Gradients {  // of a row of threads: sums of g and g xhat over its images, and of these times the gain over all
+  Sums own, all;
+};
+__device__ inline Gradients joined(Gradients a, Gradients b) { return {joined(a.own, b.own), joined(a.all, b.all)}; }
+
+// dbias and dgain, of gain's shape, and the means of gain g and of gain g xhat over all m rows of the whole batch, (C,).
+// The sums of all its images are `every` (world, N, 3, C), or null where all of them are here. There are as many rows as
+// all processes together have slots.
+struct Joint {
+  real *dgain, *dbias, *mean_g, *mean_gx;
+
+  template <int THREADS>
+  __device__ void join(int rows, const real* sum_g, const real* sum_gx, const real* gain, const real* every, int N,
+                       int world, int chunks, int C, int stride, real m) const {
+    int c = THREAD, slots = rows / world;
+    auto [own, all] = join_all<THREADS>(c < C ? rows : 0, [&](int row) {
+      Sums own = {0, 0}, all = {0, 0};
+      for (int n = row; row < slots && n < N; n += slots) {
+        Sums image = of_image(sum_g, sum_gx, n, c, chunks, C);
+        own = joined(own, image);
+        if (stride) {
+          dbias[n * stride + c] = image.g;
+          dgain[n * stride + c] = image.gx;
+          real weight = gain[n * stride + c];
+          if (!every) all = {fma(weight, image.g, all.g), fma(weight, image.gx, all.gx)};
+        }
+      }
+      for (int n = row; every && n < N * world; n += rows) {
+        const real* image = every + size_t(place(n, N, world)) * 3 * C + c;
+        all = {fma(image[2 * C], image[0], all.g), fma(image[2 * C], image[C], all.gx)};  // rounds as it does above
+      }
+      return Gradients{own, all};
+    });
+    if (c >= C || threadIdx.y) return;
+    if (!stride && !every) all = own;
+    if (!stride) {
+      dbias[c] = own.g;
+      dgain[c] = own.gx;
+      all = {gain[c] * all.g, gain[c] * all.gx};
+    }
+    mean_g[c] = all.g / m;
+    mean_gx[c] = all.gx / m;
+  }
+};
+#define GRADIENTS_TAKE real *dgain, real *dbias, real *mean_g, real *mean_gx
+
+// sum g and sum g xhat over `step` positions of an image: both (N, chunks, C). With `counters`, of which each 32 channels
+// have one, also what join_sums makes of them.
 extern "C" __global__ void sums(const real* __restrict__ x, const real* __restrict__ mean,
                                 const real* __restrict__ var, const real* __restrict__ gain,
-                                const real* __restrict__ bias,
-                                const real* __restrict__ g, real* __restrict__ sum_g, real* __restrict__ sum_gx, int P,
-                                int C, int step, int stride, int relu, real eps) {
+                                const real* __restrict__ bias, const real* __restrict__ g, real* sum_g, real* sum_gx,
+                                GRADIENTS_TAKE, unsigned* counters, real m, int P, int C, int step, int stride,
+                                int relu, real eps) {
   int c = THREAD, n = blockIdx.z, first = blockIdx.y * step, end = min(first + step, P);
   Sums all = {0, 0};
   if (c < C) {
@@ -136,16 +219,9 @@ extern "C" __global__ void sums(const real* __restrict__ x, const real* __restri
     sum_g[i] = all.g;
     sum_gx[i] = all.gx;
   }
-}
-
-// From those the sums of image n.
-__device__ inline Sums of_image(const real* sum_g, const real* sum_gx, int n, int c, int chunks, int C) {
-  Sums image = {0, 0};
-  for (int chunk = 0; chunk < chunks; chunk++) {
-    size_t i = (size_t(n) * chunks + chunk) * C + c;
-    image = joined(image, {sum_g[i], sum_gx[i]});
-  }
-  return image;
+  if (counters && last_block(counters + blockIdx.x, gridDim.y * gridDim.z))
+    Joint{dgain, dbias, mean_g, mean_gx}.join<THREADS>(ROWS, sum_g, sum_gx, gain, nullptr, gridDim.z, 1, gridDim.y, C,
+                                                       stride, m);
 }
 
 // Those sums of each image, and its gain or else 1, for the other processes: (N, 3, C).
@@ -161,42 +237,10 @@ extern "C" __global__ void image_sums(const real* __restrict__ sum_g, const real
   own[2 * C] = stride ? gain[n * stride + c] : real(1);
 }
 
-// dbias and dgain, of gain's shape, and the means of gain g and of gain g xhat over all m rows of the whole batch, (C,).
-// The sums of all its images are `every` (world, N, 3, C), or null where all of them are here. A block has as many rows
-// of threads as all processes together have slots.
-extern "C" __global__ void join_sums(const real* __restrict__ sum_g, const real* __restrict__ sum_gx,
-                                     const real* __restrict__ gain, const real* __restrict__ every,
-                                     real* __restrict__ dgain, real* __restrict__ dbias, real* __restrict__ mean_g,
-                                     real* __restrict__ mean_gx, int N, int world, int chunks, int C, int stride,
-                                     real m) {
-  int c = THREAD, slots = blockDim.y / world;
-  Sums own = {0, 0}, all = {0, 0};
-  if (c < C && threadIdx.y < slots)
-    for (int n = threadIdx.y; n < N; n += slots) {
-      Sums image = of_image(sum_g, sum_gx, n, c, chunks, C);
-      own = joined(own, image);
-      if (stride) {
-        dbias[n * stride + c] = image.g;
-        dgain[n * stride + c] = image.gx;
-        real weight = gain[n * stride + c];
-        if (!every) all = {fma(weight, image.g, all.g), fma(weight, image.gx, all.gx)};
-      }
-    }
-  if (c < C && every)
-    for (int n = threadIdx.y; n < N * world; n += blockDim.y) {
-      const real* image = every + size_t(place(n, N, world)) * 3 * C + c;
-      all = {fma(image[2 * C], image[0], all.g), fma(image[2 * C], image[C], all.gx)};  // rounds as it does above
-    }
-  own = join_rows<MOST_THREADS>(own);
-  all = stride || every ? join_rows<MOST_THREADS>(all) : own;
-  if (c >= C || threadIdx.y) return;
-  if (!stride) {
-    dbias[c] = own.g;
-    dgain[c] = own.gx;
-    all = {gain[c] * all.g, gain[c] * all.gx};
-  }
-  mean_g[c] = all.g / m;
-  mean_gx[c] = all.gx / m;
+extern "C" __global__ void join_sums(const real* sum_g, const real* sum_gx, const real* gain, const real* every,
+                                     GRADIENTS_TAKE, int N, int world, int chunks, int C, int stride, real m) {
+  Joint{dgain, dbias, mean_g, mean_gx}.join<MOST_THREADS>(blockDim.y, sum_g, sum_gx, gain, every, N, world, chunks, C,
+                                                          stride, m);
 }
 
 // dx = (gain g - mean(gain g) - xhat mean(gain g xhat)) rstd; without those means where the statistics were given.

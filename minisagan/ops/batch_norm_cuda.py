@@ -1,4 +1,8 @@
-"""Batch norm's primitives on a GPU: the kernels of batch_norm.cu. The way back finds y again from x."""
+"""Batch norm's primitives on a GPU: the kernels of batch_norm.cu. The way back finds y again from x.
+
+What blocks find is joined by the last block of these channels, in the same launch. Where other processes' is to be
+joined, too, or more than ROWS slots are, there is another launch for it.
+"""
 
 from pathlib import Path
 
@@ -7,19 +11,21 @@ import numpy as np
 from minisagan import batch, cuda, processes
 
 kernels = cuda.Kernels(Path(__file__).with_name("batch_norm.cu"))
+ROWS = 32  # of threads that join, as in batch_norm.cu
 BLOCKS = 2048  # that a kernel's work is cut into at most: a few times what a large GPU has at work at once
 
 
 def statistics(x, running, momentum):
-    """Mean and variance of chunks of each image, then of all: two launches."""
+    """Mean and variance of chunks of each image, then of all."""
     (N, H, W, C), world = x.shape, processes.world()
     x, P = cuda.cupy().ascontiguousarray(x), H * W
     blocks, threads, step = _cuts(N, P, C)
     both, mean, var = (cuda.cupy().empty(shape, x.dtype) for shape in ((N, 2, blocks[1], C), C, C))
-    kernels("moments", blocks, threads, x, both, P, C, step)
-    moved = *(running or (None, None)), float(1 - momentum)
-    every, sizes = processes.gather(both), (N, world, P, blocks[1], C, step)
-    kernels("statistics", *_joining(C, 32), every, mean, var, *moved, *sizes)
+    found = mean, var, *(running or (None, None)), float(1 - momentum)
+    kernels("moments", blocks, threads, x, both, *found, cuda.counters(blocks[0]) if world == 1 else None, P, C, step)
+    if world > 1:
+        sizes = N, world, P, blocks[1], C, step
+        kernels("statistics", *_joining(C, ROWS), processes.gather(both), *found, *sizes)
     return mean, var
 
 
@@ -41,14 +47,17 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
     sum_g, sum_gx = (cuda.cupy().empty((N, blocks[1], C), x.dtype) for _ in range(2))
     mean_g, mean_gx, dgain, dbias = (np.empty_like(a) for a in (mean, mean, gain, gain))
     dx = np.empty_like(x)
-    kernels("sums", blocks, threads, *inputs, sum_g, sum_gx, *sizes)
+    joined, m, rows = (dgain, dbias, mean_g, mean_gx), float(N * world * P), world * batch.slots(ROWS)
+    counters = cuda.counters(blocks[0]) if world == 1 and rows == ROWS else None
+    kernels("sums", blocks, threads, *inputs, sum_g, sum_gx, *joined, counters, m, *sizes)
     every = None
     if world > 1 and not constant:
         every = cuda.cupy().empty((N, 3, C), x.dtype)
         kernels("image_sums", cuda.blocks_for(N * C), 256, sum_g, sum_gx, gain, every, N, blocks[1], C, stride)
         every = processes.gather(every)
-    joined, sizes_of_all = (dgain, dbias, mean_g, mean_gx), (N, world, blocks[1], C, stride, float(N * world * P))
-    kernels("join_sums", *_joining(C, world * batch.slots(32)), sum_g, sum_gx, gain, every, *joined, *sizes_of_all)
+    if counters is None:
+        of_all = sum_g, sum_gx, gain, every, *joined, N, world, blocks[1], C, stride, m
+        kernels("join_sums", *_joining(C, rows), *of_all)
     means = (None, None) if constant else (mean_g, mean_gx)
     kernels("backward", blocks, threads, *inputs, *means, dx, *sizes)
     return dx, dgain, dbias

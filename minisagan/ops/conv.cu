@@ -5,6 +5,7 @@
 //
 //      gather    y[p, o]  = bias[o] + sum_k  A[p, k] B[k, o]   p: output pixels     k: (tap, channel)   B: the weights
 //      outer     dw[m, o] =           sum_p  A[m, p] B[p, o]   m: (tap, channel)    p: output pixels    B: the cotangent
+//                db[o]    =           sum_p          B[p, o]
 //
 //    scatter is s x s gathers: outputs with the same h mod s and w mod s use only every s-th tap (struct Axis).
 // 2. The tiled product: a block computes a tile of ROWS x COLUMNS. It copies K terms of A's rows and B's columns to
@@ -19,7 +20,7 @@
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
   int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
-  int relu, small;      // in gather: whether y is max(y, 0); whether rest has a number for each 2x2 block of y
+  int relu, small;      // in gather: whether y is max(y, 0), and the rest of half y's height and width
   int slots, each;      // in outer: partial sum z is of slot z mod slots, and of `each` pixels of its images
 };
 
@@ -36,9 +37,9 @@ constexpr int WIDEST = 64;  // more columns would not fit into registers: the ke
 #endif
 
 #define LANE (threadIdx.x % WARP)
-#define NOWHERE -1LL
 
-struct Place { long long y, rest; };  // where a row of O numbers lies
+struct Place { long long y, rest; };  // where a row of the product begins in y, and what is added to it in the rest
+#define NOWHERE Place{-1, -1}
 
 struct alignas(16) Four { real v[4]; };  // what a thread copies at once, from neighbouring addresses
 
@@ -236,9 +237,9 @@ struct Sums {
 #endif
 
   // All `chunks` of K terms. While one is multiplied, STAGES - 1 others are copied. source.fill(a, b) starts to copy
-  // what it is at, and goes on by K terms.
-  template <class Source, class A, class B>
-  __device__ void add_products(Source source, int chunks, A (&as)[STAGES], B (&bs)[STAGES]) {
+  // what it is at, and goes on by K terms. also(b) is called with each of B's tiles.
+  template <class Source, class A, class B, class Also>
+  __device__ void add_products(Source source, int chunks, A (&as)[STAGES], B (&bs)[STAGES], Also also) {
     for (int chunk = 0; chunk < STAGES - 1; chunk++) {
       if (chunk < chunks) source.fill(as[chunk], bs[chunk]);
       end_group();
@@ -259,13 +260,14 @@ struct Sums {
 #else
       add_product(as[from], bs[from]);
 #endif
+      also(bs[from]);
       from = from + 1 == STAGES ? 0 : from + 1;
       to = to + 1 == STAGES ? 0 : to + 1;
     }
   }
 
-  // Stores the rows of the tile, O columns each, at y + where(row).y, if that is not NOWHERE. The bias is added, and the
-  // rest from where(row).rest on, if there are any, and with `relu` what is below 0 becomes 0.
+  // Stores the rows of the tile, O columns each, at where(row) of y, if that is not NOWHERE. The bias and the rest are
+  // added, if there are any, and with `relu` what is below 0 becomes 0.
   template <class Where>
   __device__ void store(real* y, int O, const real* bias, const real* rest, bool relu, Where where) const {
     struct alignas(2 * sizeof(real)) Pair { real v[2]; };
@@ -278,9 +280,8 @@ struct Sums {
     }
 #pragma unroll
     for (int i = 0; i < 2 * HIGH; i++) {
-      Place place = where(row(i));
-      long long to = place.y;
-      if (to == NOWHERE) continue;
+      Place at = where(row(i));
+      if (at.y < 0) continue;
 #pragma unroll
       for (int j = 0; j < WIDE; j++) {
         int o = blockIdx.y * COLUMNS + column(j);
@@ -292,13 +293,13 @@ struct Sums {
         };
         if (in_pairs) {
           if (o >= O) continue;
-          Pair more = rest ? *(const Pair*)(rest + place.rest + o) : Pair{};
+          Pair more = rest ? *(const Pair*)(rest + at.rest + o) : Pair{};
           complete(0, more.v[0]), complete(1, more.v[1]);
-          *(Pair*)(y + to + o) = both;
+          *(Pair*)(y + at.y + o) = both;
         } else
           for (int e = 0; e < 2 && o + e < O; e++) {
-            complete(e, rest ? rest[place.rest + o + e] : real(0));
-            y[to + o + e] = both.v[e];
+            complete(e, rest ? rest[at.rest + o + e] : real(0));
+            y[at.y + o + e] = both.v[e];
           }
       }
     }
@@ -424,17 +425,16 @@ __device__ void gather(const real* x, const real* w, const real* bias, const rea
   Sums<COLUMNS> sums;
   int chunks = (vertical.taps * horizontal.taps * s.C + K - 1) / K;
   bool a_fours = in_fours(x, s.C), b_fours = in_fours(w, DEEP ? s.C : s.O);
-  if (a_fours && b_fours)
-    sums.add_products(Gather<COLUMNS, DEEP, true, true>(x, w, s, vertical, horizontal), chunks, as, bs);
-  else if (a_fours)
-    sums.add_products(Gather<COLUMNS, DEEP, true, false>(x, w, s, vertical, horizontal), chunks, as, bs);
-  else sums.add_products(Gather<COLUMNS, DEEP, false, false>(x, w, s, vertical, horizontal), chunks, as, bs);
+  auto add = [&](auto source) { sums.add_products(source, chunks, as, bs, [](auto&) {}); };
+  if (a_fours && b_fours) add(Gather<COLUMNS, DEEP, true, true>(x, w, s, vertical, horizontal));
+  else if (a_fours) add(Gather<COLUMNS, DEEP, true, false>(x, w, s, vertical, horizontal));
+  else add(Gather<COLUMNS, DEEP, false, false>(x, w, s, vertical, horizontal));
   sums.store(y, s.O, bias, rest, s.relu, [&](int row) {
     int p = blockIdx.x * ROWS + row, line = p / horizontal.size, n = line / vertical.size;
     int h = line % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
     auto pixel = [&](int size) { return (((long long)n * (s.Ho / size) + h / size) * (s.Wo / size) + v / size) * s.O; };
-    return n < s.N ? Place{pixel(1), pixel(s.small ? 2 : 1)} : Place{NOWHERE};
+    return n < s.N ? Place{pixel(1), pixel(s.small ? 2 : 1)} : NOWHERE;
   });
 }
 
@@ -529,7 +529,38 @@ struct Outer {
   }
 };
 
-// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C, O). The last may have no pixel.
+// A thread's part of the sums of the columns of B's tiles: of a Four of them, in every DOWN-th row.
+template <int COLUMNS>
+struct ColumnSums {
+  static constexpr int ACROSS = COLUMNS / 4, DOWN = THREADS / ACROSS < K ? THREADS / ACROSS : K;
+  using TileB = Tile<COLUMNS, false>;
+  Four value = {};
+  int at = kept(TileB::place(threadIdx.x % ACROSS * 4, threadIdx.x / ACROSS));
+
+  __device__ void add(const TileB& b) {
+    if (threadIdx.x < ACROSS * DOWN)
+#pragma unroll
+      for (int k = 0; k < K / DOWN; k++) {
+        Four four = b.value[at + k * DOWN * ACROSS];
+        for (int e = 0; e < 4; e++) value.v[e] += four.v[e];
+      }
+  }
+
+  // Stores the sums of the first `columns` at y. `shared` has room for a Four of each thread, and is read no more.
+  __device__ void store(real* y, int columns, Four* shared) const {
+    __syncthreads();  // all have read the tiles
+    shared[threadIdx.x] = value;
+    __syncthreads();
+    real sum = 0;
+    if (threadIdx.x < COLUMNS && threadIdx.x < columns) {
+      for (int k = 0; k < DOWN; k++) sum += shared[k * ACROSS + threadIdx.x / 4].v[threadIdx.x % 4];
+      y[threadIdx.x] = sum;
+    }
+  }
+};
+
+// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C + 1, O), rows of dw and then db,
+// which the blocks of dw's first rows find on the way. The last sum may have no pixel.
 template <int COLUMNS>
 __device__ void outer(const real* x, const real* g, real* partial, const Shape& s) {
   int images = (s.N - 1 - int(blockIdx.z) % s.slots + s.slots) / s.slots, rows = s.kh * s.kw * s.C;
@@ -538,20 +569,31 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
   __shared__ Tile<ROWS, false> as[STAGES];
   __shared__ Tile<COLUMNS, false> bs[STAGES];
   Sums<COLUMNS> sums;
+  ColumnSums<COLUMNS> of_g;
+  auto add = [&](auto source) {  // each with a loop of its own: that of most blocks has no more to do
+    if (blockIdx.x == 0) sums.add_products(source, chunks, as, bs, [&](auto& b) { of_g.add(b); });
+    else sums.add_products(source, chunks, as, bs, [](auto&) {});
+  };
   bool a_fours = in_fours(x, s.C), b_fours = in_fours(g, s.O);
-  if (a_fours && b_fours) sums.add_products(Outer<COLUMNS, true, true>(x, g, s, first, end), chunks, as, bs);
-  else if (a_fours) sums.add_products(Outer<COLUMNS, true, false>(x, g, s, first, end), chunks, as, bs);
-  else sums.add_products(Outer<COLUMNS, false, false>(x, g, s, first, end), chunks, as, bs);
+  if (a_fours && b_fours) add(Outer<COLUMNS, true, true>(x, g, s, first, end));
+  else if (a_fours) add(Outer<COLUMNS, true, false>(x, g, s, first, end));
+  else add(Outer<COLUMNS, false, false>(x, g, s, first, end));
+  partial += (long long)blockIdx.z * (rows + 1) * s.O;
   sums.store(partial, s.O, nullptr, nullptr, false, [&](int row) {
     int m = blockIdx.x * ROWS + row;
-    return Place{m < rows ? ((long long)blockIdx.z * rows + m) * s.O : NOWHERE};
+    return m < rows ? Place{(long long)m * s.O, 0} : NOWHERE;
   });
+  if (blockIdx.x == 0) {
+    int o = blockIdx.y * COLUMNS;
+    of_g.store(partial + (long long)rows * s.O + o, s.O - o, as[0].value);
+  }
 }
 
 #define OUTER_TAKES const real *x, const real *g, real *partial, Shape s
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { outer<8>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { outer<32>(x, g, partial, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
+// Three of these fit on a processor without the sums for db, and so they shall with them.
+extern "C" __global__ void __launch_bounds__(THREADS, 3) outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     outer_128(OUTER_TAKES) { outer<WIDEST>(x, g, partial, s); }
 

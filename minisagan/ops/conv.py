@@ -10,9 +10,10 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
     scatter    y[s h + i - t, s w + j - l]     += x[h, w] @ w[i, j]                                  its transpose: dx
     outer      dw[i, j]                         = sum_hw  x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
 
-What a residual block adds to a convolution (`rest`, up-sampled if it is small), the ReLU that follows one, and other
-cotangents of its x are taken along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass
-over memory of their own.
+outer has one more row, db = sum_hw g[h, w]: b is the weight of a 1 that every position sees.
+
+What a residual block adds to a convolution (`rest`), the ReLU that follows one, and other cotangents of its x are taken
+along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over memory of their own.
 """
 
 import numpy as np
@@ -27,9 +28,8 @@ from minisagan.primitives import primitive
 def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    With `rest`, of y's shape, it is added; a `rest` half as high and wide is up-sampled first. With `relu`, y is then
-    max(y, 0), and g counts where y > 0.
-    dx = scatter(g, w^T);  dw = outer(x, g);  db = channel_sum(g);  drest = g, or the sums of its 2x2 blocks.
+    `rest`, of y's shape or up-sampled to it, is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
+    dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g.
     """
     kh, kw = w.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
@@ -45,25 +45,30 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
     )  # fmt: skip
 
 
-def convolution(name, inputs, forward, dx, dw, relu=False):
-    """The Tensor of forward(bias, rest, relu), with dx(g, rest) and dw(g) for its backward pass."""
+def convolution(name, inputs, forward, dx, dw_db, relu=False):
+    """The Tensor of forward(bias, rest, relu); for its backward pass dx(g, rest), and dw_db(g) as `outer` gives it."""
     x, w, b, _ = inputs
     if x.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
         shapes = ", ".join(str(p.shape) for p in inputs[:3] if p is not None)
         raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
     bias, rest = (p if p is None else p.data for p in inputs[2:])
     y = out = forward(bias, rest, relu)
+    small = rest is not None and rest.shape != y.shape  # of half the height and width
+    if small and rest.shape != (len(y), y.shape[1] / 2, y.shape[2] / 2, y.shape[3]):
+        raise ValueError(f"a convolution of shape {y.shape} can't be added to a rest of shape {rest.shape}")
     if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
         out = forward(bias, rest, False) * on
-    drest = (lambda g: sum_blocks(g, 1)) if is_small(rest, y.shape) else lambda g: g
-    rules = lambda g: lambda rest: dx(g, rest), dw, lambda g: batch.sum(channel_sum, g), drest
-    parents, rules = zip(*((p, rule) for p, rule in zip(inputs, rules, strict=True) if p is not None), strict=True)
+    shape, given = w.shape, [p is not None for p in inputs]
 
     def vjp(g, needs):
         g = relu_backward(y, g) if relu else g
-        return [rule(g) if need else None for rule, need in zip(rules, needs, strict=True)]
+        found = [lambda rest: dx(g, rest), None, None, sum_blocks(g, 1) if small else g]
+        if any(needs[1 : 2 + given[2]]):  # w, and b if there is one
+            rows = dw_db(g)
+            found[1:3] = rows[:-1].reshape(shape), rows[-1]
+        return [cotangent for cotangent, wanted in zip(found, given, strict=True) if wanted]
 
-    return Tensor(out, parents, vjp, name)
+    return Tensor(out, [p for p in inputs if p is not None], vjp, name)
 
 
 swapped = lambda w: w.transpose(0, 1, 3, 2)  # (kh, kw, C, O) -> (kh, kw, O, C): the w^T of each tap
@@ -82,7 +87,7 @@ def _padded(x, kernel, stride, top, left, size):
 def gather(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
     """y[h, w] = bias + rest + sum_ij x[s h + i - t, s w + j - l] @ w[i, j]: (N, H, W, C) -> (N, *size, O).
 
-    bias is (O,), rest of y's shape or (N, H/2, W/2, O), a number for each 2x2 block; with relu it is max(y, 0).
+    bias is (O,), rest of y's shape or half its height and width; with relu it is max(y, 0).
     """
     _, tap = _padded(x, w.shape[:2], stride, top, left, size)
     y = sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0)
@@ -99,28 +104,20 @@ def scatter(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
 
 
 def _completed(y, bias, rest, relu):
-    small = is_small(rest, y.shape)
     y = y if bias is None else y + bias
-    y = y if rest is None else y + (repeat(rest, 1) if small else rest)
+    y = y if rest is None else y + (rest if rest.shape == y.shape else repeat(rest, 1))
     return np.maximum(y, 0) if relu else y
-
-
-def is_small(rest, shape):
-    """Whether what is added to y, of this shape, is half as high and wide. ValueError if it does not fit at all."""
-    if rest is None or rest.shape == shape:
-        return False
-    N, H, W, O = shape
-    if H % 2 or W % 2 or rest.shape != (N, H // 2, W // 2, O):
-        raise ValueError(f"a convolution of shape {shape} can't be added to a rest of shape {rest.shape}")
-    return True
 
 
 @primitive
 def outer(x, g, kernel, stride, top, left):
-    """dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w]: (N, H, W, C), (N, *size, O) -> (kh, kw, C, O)."""
+    """The rows of dw, (i, j, c), and then db: x (N, H, W, C), g (N, *size, O) -> (kh kw C + 1, O).
+
+    dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w];  db = sum_nhw g[h, w].
+    """
     _, tap = _padded(x, kernel, stride, top, left, g.shape[1:3])
     dw = [np.einsum("nhwc,nhwo->co", tap(i, j), g) for i, j in np.ndindex(kernel)]
-    return np.reshape(dw, (*kernel, x.shape[3], g.shape[3]))
+    return np.concatenate([*dw, channel_sum(g)[None]])
 
 
 @primitive

@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from minisagan import batch, cuda, processes
-from minisagan.ops.conv import is_small
 
 kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = (
-    *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu", "small", "slots", "each"
-)  # fmt: skip
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu"
+NUMBERS += "small", "slots", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
@@ -40,7 +38,7 @@ def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=F
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
     rest = rest if rest is None else cupy.ascontiguousarray(rest)
-    small = is_small(rest, y.shape)
+    small = rest is not None and rest.shape != y.shape
     shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, relu, small, 1, 0), SHAPE)
     name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
     kernels(name, (down, across, sets * sets), THREADS, x, w, bias, rest, y, shape)
@@ -48,15 +46,12 @@ def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=F
 
 
 def outer(x, g, kernel, stride, top, left):
-    return joined(partial_outer(x, g, kernel, stride, top, left))
-
-
-def joined(partial):
+    partial = partial_outer(x, g, kernel, stride, top, left)
     return partial[0] if len(partial) == 1 else column_sums(partial)
 
 
 def partial_outer(x, g, kernel, stride, top, left):
-    """Sums over some pixels of some images, which follow one another as column_sums takes them: (n, kh, kw, C, O)."""
+    """Sums over some pixels of some images, in the order in which column_sums takes them: (n, kh kw C + 1, O)."""
     cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
     _check(kh, kw)
     columns, down, across = _tiles(kh * kw * C, O, x.itemsize)
@@ -65,18 +60,19 @@ def partial_outer(x, g, kernel, stride, top, left):
     sums = max(1, min(BLOCKS // (down * across * parts), pixels // 256))  # of a slot
     each = -(-pixels // sums // 16) * 16  # pixels in a partial sum
     sums = slots * -(-pixels // each)
-    x, g, partial = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g), cupy.empty((sums, kh, kw, C, O), x.dtype)
+    x, g = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g)
+    partial = cupy.empty((sums, kh * kw * C + 1, O), x.dtype)
     shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, 0, slots, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return partial
 
 
-def channel_sum(g):
-    """In two steps, the first over long rows of W O: rows of O would leave lanes idle."""
+def channel_sum(g, db=None):
+    """In two steps, the first over long rows of W O: rows of O would leave lanes idle. `db` is where to put it."""
     cupy, (N, H, W, O), slots = cuda.cupy(), g.shape, batch.slots(16)
     threads = cuda.columns_of(max(32, processes.parts()))  # the same, however many processes share the batch
-    partial, db = cupy.empty((W * slots, O), g.dtype), cupy.empty(O, g.dtype)
-    arrays = cupy.ascontiguousarray(g), partial, db, cuda.counter()
+    partial, db = cupy.empty((W * slots, O), g.dtype), cupy.empty(O, g.dtype) if db is None else db
+    arrays = cupy.ascontiguousarray(g), partial, db, cuda.counters()
     blocks = cuda.blocks_for(W * O, threads[0]), slots
     kernels("channel_sums", blocks, threads, *arrays, N, H, W * O, O, batch.slots(32))
     return db

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minisagan import cpu
-from minisagan.ops.conv import is_small
 
 SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller products
 PATCHES = 1 << 19  # numbers of patches that `outer` has in memory at once: 2 MiB of float32
@@ -62,12 +61,15 @@ def scatter(x, w, stride, top, left, size, *added):
 def outer(x, g, kernel, stride, top, left):
     """In the calling thread: batch.sum spreads the images over threads."""
     (kh, kw), (N, Ho, Wo, O), (_, H, W, C) = kernel, g.shape, x.shape
+    dw_db = np.zeros((kh * kw * C + 1, O), x.dtype)
+    dw_db[-1] = channel_sum(g)
     if kh == kw == stride == 1:
         products = np.matmul(x.reshape(N, H * W, C).swapaxes(1, 2), g.reshape(N, H * W, O))  # (N, C, O)
-        return products.sum(0)[None, None]
+        products.sum(0, out=dw_db[:-1])
+        return dw_db
     rows = (Ho - 1) + -(-kh // stride)  # of x, of each remainder mod s, that meet a tap
     size = stride * rows * Wo * kw * C  # of an image's patches
-    dw = np.zeros((kh, kw * C, O), x.dtype)
+    dw = dw_db[:-1].reshape(kh, kw * C, O)  # a view
     step = max(1, PATCHES // size)  # not by the machine's cache: the order of the additions depends on it
     for start in range(0, N, step):
         images, gs = x[start : start + step], g[start : start + step]
@@ -80,7 +82,7 @@ def outer(x, g, kernel, stride, top, left):
         for i in range(kh):
             a = patches[i % stride, i // stride : i // stride + Ho].reshape(*gs.shape[:2], kw * C)  # a view
             dw[i] += np.matmul(a.swapaxes(1, 2), gs).sum(0)  # (Ho / together, kw C, O) -> (kw C, O)
-    return dw.reshape(kh, kw, C, O)
+    return dw_db
 
 
 def _rows_together(rows, multiplications):
@@ -125,11 +127,10 @@ def _complete(y, bias, rest, relu):
     if bias is not None:
         rows = y.reshape(-1, len(bias))
         rows += bias
-    if is_small(rest, y.shape):
-        N, H, W, O = y.shape
-        blocks = y.reshape(N, H // 2, 2, W * O)
-        blocks += rest.repeat(2, axis=2).reshape(N, H // 2, 1, W * O)
-    elif rest is not None:
+    if rest is not None:
+        if rest.shape != y.shape:  # of half the height and width
+            rest = rest.repeat(2, axis=2)[:, :, None]  # (n, H/2, 1, W, O), for long inner loops
+            y = y.reshape(len(y), -1, 2, *y.shape[2:])  # (n, H/2, 2, W, O)
         y += rest
     if relu:
         np.maximum(y, 0, out=y)

@@ -11,7 +11,7 @@ same at the borders, too, since the padding is of zeros. gather, scatter and out
 import numpy as np
 
 from minisagan import batch
-from minisagan.ops.conv import convolution, gather, outer, scatter, swapped
+from minisagan.ops.conv import channel_sum, convolution, gather, outer, scatter, swapped
 from minisagan.primitives import primitive
 
 
@@ -62,9 +62,11 @@ def _smeared(w, factor):
 
 @primitive
 def smeared_outer(x, g, factor, transposed):
-    """dw (3, 3, C, O) from that of the smeared kernel, outer(x, g) of stride 2, or, for up_conv, from its transpose."""
-    dw = outer(x, g, (4, 4), 2, 1, 1)
-    return factor * unsmear(_turned(swapped(dw)) if transposed else dw)
+    """dw and db (9 C + 1, O) from those of the smeared kernel, outer(x, g) of stride 2; for up_conv its transpose."""
+    rows, shape = outer(x, g, (4, 4), 2, 1, 1), (4, 4, x.shape[3], g.shape[3])
+    dw, db = rows[:-1].reshape(shape), channel_sum(x) if transposed else rows[-1]
+    dw = factor * unsmear(_turned(swapped(dw)) if transposed else dw)
+    return np.concatenate([dw.reshape(-1, len(db)), db[None]])
 
 
 @primitive

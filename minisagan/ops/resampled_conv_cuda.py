@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from minisagan import cuda
-from minisagan.ops.conv_cuda import joined, partial_outer
+from minisagan import batch, cuda
+from minisagan.ops.conv_cuda import channel_sum, partial_outer
 
 kernels = cuda.Kernels(Path(__file__).with_name("resampled_conv.cu"))
 
@@ -15,10 +15,12 @@ def smear(w, factor):
 
 
 def smeared_outer(x, g, factor, transposed):
-    """Part by part: what is added after `unsmear` does not round like what is added before it."""
+    """Each partial sum is unsmeared before it is added: what is done after that does not round like it."""
     partial = partial_outer(x, g, (4, 4), 2, 1, 1)
-    C, O = partial.shape[:2:-1] if transposed else partial.shape[3:]
-    dw = cuda.cupy().empty((len(partial), 3, 3, C, O), x.dtype)
-    sizes = float(factor), len(dw), C, O, int(transposed)
-    kernels("unsmear", cuda.blocks_for(dw.size), 256, partial, dw, *sizes)
-    return joined(dw)
+    C, O = (g.shape[3], x.shape[3]) if transposed else (x.shape[3], g.shape[3])
+    rows, threads = cuda.cupy().empty((9 * C + 1, O), x.dtype), cuda.columns_of(batch.slots(32))
+    sizes = float(factor), len(partial), C, O, int(transposed)
+    kernels("unsmear", cuda.blocks_for(rows.size, threads[0]), threads, partial, rows, *sizes)
+    if transposed:
+        channel_sum(x, rows[-1])
+    return rows
