@@ -23,7 +23,7 @@ def noise(config, z_stream, label_stream, step):
     if not arch.classes:
         return z, None
     labels = rng.labels(N // arch.pack, arch.classes, config.seed, label_stream, step)
-    return z, np.concatenate([labels] * arch.pack)
+    return z, np.concatenate([labels] * arch.pack) if arch.pack > 1 else labels
 
 
 def take_statistics(generator, trained, config):

@@ -18,6 +18,7 @@ from minisagan.beyond.pack import packed
 from minisagan.init import Init
 from minisagan.inputs import Inputs
 from minisagan.models import Discriminator, Generator
+from minisagan.ops.hinge import mean_scores
 from minisagan.optim import EMA, Adam, flatten
 from minisagan.sampling import take_statistics
 
@@ -44,8 +45,7 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels, draws=(None, 
     scores = D(np.concatenate([images, fakes]), both)  # (2n,)
     loss = ops.hinge_discriminator(scores)
     descend(loss, D, adam)
-    n = len(images)
-    return loss.data, *(ops.mean(Tensor(half)).data for half in (scores.data[:n], scores.data[n:]))
+    return loss.data, *mean_scores(scores.data)
 
 
 def generator_step(G, D, adam, ema, z, labels, draws=None):

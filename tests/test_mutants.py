@@ -86,6 +86,7 @@ def noticed(path, text, environment=None):
     "file, before, after, what",
     [
         ("cuda.cu", "__syncthreads();  // an earlier sum's values have been read", "", "report"),
+        ("hinge.cu", "x[blockIdx.x * n + i]", "x[i]", "values"),
         ("optim.cu", "__syncthreads();", "", "report"),
         ("embedding.cu", "i < ", "i <= ", "report"),
         ("activation.cu", "y[i] > 0", "y[i] >= 0", "values"),

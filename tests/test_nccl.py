@@ -19,7 +19,7 @@ from minisagan.ops.arithmetic import image_product, image_sum
 from minisagan.ops.batch_norm import backward, normalise, statistics
 from minisagan.ops.conv import channel_sum, outer
 from minisagan.ops.embedding import look_up_backward
-from minisagan.ops.hinge import discriminator_forward, generator_forward
+from minisagan.ops.hinge import discriminator_forward, generator_forward, mean_scores
 from minisagan.ops.resampled_conv import smeared_outer
 from minisagan.processes import nccl
 from minisagan.run import checkpoint
@@ -63,6 +63,7 @@ SUMS = {  # name: f, and arrays with an image in each row
         *(IMAGES[:, 0, 0], LABELS),
     ),
     "hinge, D": (lambda x: discriminator_forward(x) * (len(x) // 2), SCORES),
+    "means of scores": (lambda x: mean_scores(x)[1] * (len(x) // 2), SCORES),
     "hinge, G": (lambda x: generator_forward(x) * len(x), SCORES),
 }
 

@@ -9,6 +9,7 @@ from minisagan import cpu, ops, selfcheck
 from minisagan.autograd import Tensor, grad
 from minisagan.beyond.augment import augment
 from minisagan.judge.cross_entropy import cross_entropy
+from minisagan.ops.hinge import mean_scores
 
 CASES = [pytest.param(case, id=f"{op}: {case.name}") for op in selfcheck.OPS for case in selfcheck.cases(op)]
 
@@ -342,6 +343,7 @@ def test_hinge_losses_are_their_definitions():
     fake = math.fsum(max(0, 1 + s) for s in scores[5:]) / 5
     close(value(ops.hinge_discriminator, scores), real + fake)
     close(value(ops.hinge_generator, scores), -math.fsum(scores) / 10)
+    close(np.array(mean_scores(scores)), [math.fsum(half) / 5 for half in (scores[:5], scores[5:])])
     assert value(ops.hinge_discriminator, np.zeros(4)) == 2
     assert value(ops.hinge_discriminator, np.array([1.0, 2, -1, -3])) == 0
 

@@ -9,6 +9,7 @@ import pytest
 from minisagan import cuda, gradcheck, kinks, ops
 from minisagan.autograd import Tensor, grad
 from minisagan.beyond.augment import augment
+from minisagan.ops.hinge import mean_scores
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -245,6 +246,13 @@ def test_the_kinks_and_a_nan(gpu):
     assert np.isnan(gpu.get(ops.hinge_discriminator(Tensor(gpu.put(scores))).data))
     y = batch_norm(*(Tensor(gpu.put(a)) for a in (x.reshape(1, 2, 3, 1), x[3:4], x[4:5])))
     assert np.isnan(gpu.get(y.data)).all()
+
+
+@pytest.mark.parametrize("n", [1, 5, 307])
+def test_mean_scores_of_a_hinge_loss(gpu, n):
+    (scores,) = draw([(2 * n,)])
+    found = [gpu.get(mean) for mean in mean_scores(gpu.put(scores))]
+    np.testing.assert_allclose(found, mean_scores(scores), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("C", [3, 33])

@@ -1,4 +1,5 @@
-// The hinge losses (hinge.py). Each loss is summed by one block of one column of threads, in the order of batch.slots.
+// The hinge losses (hinge.py). Each loss, and each mean of scores, is summed by one block of one column of threads, in the
+// order of batch.slots.
 
 // 1 for the n real ones, -1 for the n fakes behind them.
 __device__ inline real sign(int i, int n) { return i < n ? 1 : -1; }
@@ -15,6 +16,14 @@ extern "C" __global__ void discriminator(const real* __restrict__ x, real* __res
   }
   sum = join_rows<1024>(sum);
   if (threadIdx.y == 0) *loss = sum / n;
+}
+
+// The means of the real ones and of the fakes: a block has the n of one kind.
+extern "C" __global__ void mean_scores(const real* __restrict__ x, real* __restrict__ means, int n) {
+  real sum = 0;
+  for (int i = threadIdx.y; i < n; i += blockDim.y) sum += x[blockIdx.x * n + i];
+  sum = join_rows<1024>(sum);
+  if (threadIdx.y == 0) means[blockIdx.x] = sum / n;
 }
 
 // dx_i = -g sign_i / n where the margin 1 - sign_i x_i > 0, else 0.

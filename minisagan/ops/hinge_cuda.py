@@ -1,4 +1,4 @@
-"""The hinge losses on the GPU: one launch for each direction."""
+"""The hinge losses on the GPU: one launch for each direction, and one for the means of the scores."""
 
 from pathlib import Path
 
@@ -11,6 +11,12 @@ kernels = cuda.Kernels(Path(__file__).with_name("hinge.cu"))
 
 def discriminator_forward(x):
     return _loss("discriminator", x, len(x) // 2)
+
+
+def mean_scores(x):
+    x, means = cuda.cupy().ascontiguousarray(x), cuda.cupy().empty(2, x.dtype)
+    kernels("mean_scores", 2, (1, batch.slots(256)), x, means, len(x) // 2)
+    return means
 
 
 def discriminator_backward(x, g):
