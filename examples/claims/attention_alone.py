@@ -19,8 +19,8 @@ from unittest import mock
 
 import discs
 import numpy as np
-from attention import ResidualBlock
 from common import Clock, budget, carry_out, chosen, command, mean_std, permutation_p, publish, rounded, series, table
+from control import ResidualBlock
 
 from minisagan import models, nn, ops
 from minisagan.autograd import no_tape
@@ -40,20 +40,12 @@ COLUMNS = {"gamma": 2, "own": 3, "others": 3, "others_share": 3}  # of the table
 TEST_SEED, MAPS_SEED, MAPS, SHOWN = [0, 2**32 - 1], [1, 2**32 - 1], 256, 4  # MAPS: images measured, SHOWN: drawn
 
 
-class Control(ResidualBlock):
-    """The residual block with the fewest channels inside that give it no fewer weights than attention has."""
-
-    def __init__(self, init, channels, *arguments):
-        weights = sum(p.data.size for p in nn.SelfAttention(Init(0), channels, *arguments).parameters().values())
-        super().__init__(init, channels, *arguments, inside=-(-(weights - 1) // (10 * channels)))  # - 1: gamma
-
-
 class Alone:
     """D learning to tell discs of one shade from discs of one each. `advance` makes a step."""
 
     def __init__(self, kind, count, apart, seed, steps, rate):
         level, key = None if kind == "none" else LEVEL, 8 if kind == "narrow" else None
-        with mock.patch.object(models, "SelfAttention", Control if kind == "residual" else nn.SelfAttention):
+        with mock.patch.object(models, "SelfAttention", ResidualBlock if kind == "residual" else nn.SelfAttention):
             self.D = Discriminator(Architecture(width=WIDTH, classes=0, attention=level, attention_key=key), Init(seed))
         self.adam = Adam(self.D.parameters(), rate, steps=steps, fall=0.5)
         self.count, self.apart, self.seed, self.steps, self.step = count, apart, seed, steps, 0
