@@ -278,7 +278,7 @@ def run(tmp_path):
 def test_attention_quick(run):
     printed, rows = run("attention.py")
     assert "6 runs, 12 steps" in printed and len(rows) == 6
-    assert re.search("4 discs, 9 apart +residual block +95,954 \\+ 37,594", printed)
+    assert re.search("4 discs, 9 apart +residual block +95,954 \\+ 37,514", printed)
     assert all(row["log"]["step"] == [1, 2] for row in rows)
     by_gamma = {row["run"]["kind"]: row["log"].get("gamma_g") for row in rows}
     assert by_gamma["none"] is None and by_gamma["official"][-1] != 0 != by_gamma["residual"][-1]
