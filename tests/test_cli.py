@@ -273,7 +273,7 @@ def test_resume_refuses_by_name_what_would_change_the_run(run):
     log = (run / "log.jsonl").read_bytes()
     line = refused("train", "--resume", run, "--steps", 9, "--width", 16, "--beta2", 0.5, "--attention", "none",
                    "--unconditional", "--dataset", "photos", "--batch-size", 8)
-    for words in ("width 16 (the run has 8)", "beta2 0.5 (the run has 0.9)", "attention None (the run has 16)",
+    for words in ("width 16 (the run has 8)", "beta2 0.5 (the run has 0.98)", "attention None (the run has 16)",
                   "conditional False (the run has True)", "photos (the run has drawn-digits)"):
         assert words in line
     assert "steps" not in line and "batch" not in line
