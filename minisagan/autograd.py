@@ -18,14 +18,23 @@ stores its result, instead of another pass over memory:
     y = Tensor(f(x.data), (x,), lambda g, needs: (lambda rest: g * df if rest is None else rest + g * df,))
 """
 
+import threading
 from contextlib import contextmanager
 from itertools import count
 
 import numpy as np
 
 _births = count()
-_recording = True
 _WALKED = object()  # in place of the vjp of a node that a grad() has passed
+
+
+class _Recording(threading.local):
+    """Whether ops are remembered: for each thread by itself, since a page is served by threads that only look on."""
+
+    on = True
+
+
+_recording = _Recording()
 
 
 class Tensor:
@@ -42,7 +51,7 @@ class Tensor:
 
     def __init__(self, data, parents=(), vjp=None, op=""):
         self.data, self.op = data, op
-        self.parents, self.vjp = (parents, vjp) if _recording else ((), None)
+        self.parents, self.vjp = (parents, vjp) if _recording.on else ((), None)
         self.birth = next(_births)  # parents are always older than their children
 
     shape = property(lambda self: self.data.shape)
@@ -56,17 +65,16 @@ class Tensor:
 @contextmanager
 def no_tape():
     """Inside, ops compute and remember nothing: for the generator inside a discriminator step, and for sampling."""
-    global _recording
-    before, _recording = _recording, False
+    before, _recording.on = _recording.on, False
     try:
         yield
     finally:
-        _recording = before
+        _recording.on = before
 
 
 def recording():
     """Whether ops are remembered: False inside no_tape()."""
-    return _recording
+    return _recording.on
 
 
 def grad(loss, wanted, cotangent=None):

@@ -2,12 +2,13 @@
 
 import gc
 import sys
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
-from minisagan import ops, selfcheck
+from minisagan import autograd, ops, selfcheck
 from minisagan.autograd import Tensor, grad, no_tape, recording
 
 CASES = [pytest.param(case, id=f"{op}: {case.name}") for op in selfcheck.OPS for case in selfcheck.cases(op)]
@@ -270,3 +271,25 @@ def test_float32_is_right_to_its_precision(case):
     tolerance = 2e-3 if "1000" in case.name else 2e-5  # logits of 1000 have steps of 6e-5
     for exact, found in [(y64.data, y32.data), *gradients]:
         assert np.linalg.norm(found - exact) <= tolerance * np.linalg.norm(exact) + 1e-5 * np.linalg.norm(c)
+
+
+def test_a_thread_that_remembers_nothing_leaves_the_others_alone():
+    """Also if it begins inside no_tape() of another and ends after it, or the other way round."""
+    inside, outside = threading.Event(), threading.Event()
+    x, seen = Tensor(np.ones(2)), []
+
+    def look_on():
+        with autograd.no_tape():
+            inside.set()
+            outside.wait(60)
+            seen.append((x * 2).parents)
+        seen.append(len((x * 2).parents))
+
+    other = threading.Thread(target=look_on)
+    with autograd.no_tape():
+        other.start()
+        assert inside.wait(60)
+    assert len((x * 2).parents) == 2
+    outside.set()
+    other.join()
+    assert seen == [(), 2] and len((x * 2).parents) == 2

@@ -134,7 +134,7 @@ def test_stopped_by_a_signal_and_resumed(number, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "advance", signalled)
     before = signal.getsignal(number)
     args = "--steps", 6, "--batch-size", 8, "--d-steps", 2, "--flip", "--width", 8, "--sample-every", 2
-    rates = "--lr-g", CONFIG.lr_g, "--lr-d", CONFIG.lr_d, "--fall", 0, "--pack", 1  # not the digits' own
+    rates = "--lr-g", CONFIG.lr_g, "--lr-d", CONFIG.lr_d, "--fall", 0, "--pack", 1, "--beta2", CONFIG.beta2
     minisagan("train", *args, *rates, "--out", "a", code=128 + number)
     assert signal.getsignal(number) is before
     assert checkpoint.newest(tmp_path / "a" / "checkpoints").name == "step-00000003.safetensors"

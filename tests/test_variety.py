@@ -158,7 +158,8 @@ def healthy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "DRAWN", command_line.FEW)
-        said = minisagan("train", *SMALL, *OPTIONS, "--pack", 1, "--ema", 0.5, "--steps", 20, "--out", folder)
+        chosen = "--pack", 1, "--beta2", 0.9, "--ema", 0.5, "--steps", 20
+        said = minisagan("train", *SMALL, *OPTIONS, *chosen, "--out", folder)
     return folder, *said
 
 

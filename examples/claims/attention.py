@@ -9,13 +9,15 @@ of *its* images have one shade, and that is measured: discs are found in its ima
 Three networks, otherwise the same: without attention; with a residual block of no fewer weights in its place (the
 paper's control, control.py); and with official attention, whose queries and keys have 8 numbers, as by default. All are
 unconditional, of width 8. Attention and the block are at 16x16 in both networks. D's features see 6 pixels there, too
-few for two discs, and 16 at 8x8, 36 at 4x4; G's discs all come from one z through 4x4, where all sees all. So no network is unable to solve the task, and the question is the paper's: does attention make it easier?
+few for two discs, and 16 at 8x8, 36 at 4x4; G's discs all come from one z through 4x4, where all sees all. So no
+network is unable to solve the task, and the question is the paper's: does attention make it easier?
 
 The rates fall to 0 in the second half, as by default for digits, and D sees one image at a time. The setting was chosen
 with seed 100, which is not among those measured, and by the network without attention: its images should be legible,
-and it should know the shades half by the end, so that both better and worse can show. After 1,500 steps it had 0.56 and
-0.51 above chance with four discs and with two. With half these rates a quarter of its images of four discs were legible
-in place of half; three discs, 12 apart, were too easy (0.97); and pairs of images for D (PacGAN) slow it down.
+and it should know the shades half by the end, so that both better and worse can show. After 1,500 steps it had 0.56
+above chance with four discs, and 0.51 with two, in a run of 2,000. With half these rates a quarter of its images of
+four discs were legible in place of half; three discs, 12 apart, were too easy (0.97); and pairs of images for D
+(PacGAN) slow it down.
 """
 
 from functools import cache

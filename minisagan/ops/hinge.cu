@@ -1,5 +1,5 @@
-// The hinge losses (hinge.py). Each loss, and each mean of scores, is summed by one block of one column of threads, in the
-// order of batch.slots.
+// The hinge losses (hinge.py). Each loss, and each mean of scores, is summed by one block of one column of threads, in
+// the order of batch.slots.
 
 // 1 for the n real ones, -1 for the n fakes behind them.
 __device__ inline real sign(int i, int n) { return i < n ? 1 : -1; }
