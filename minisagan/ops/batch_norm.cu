@@ -55,8 +55,8 @@ __device__ inline auto join_all(int rows, Find find) {
   return join_rows<THREADS>(joined(joined(found[0], found[2]), joined(found[1], found[3])));
 }
 
-// Mean and biased variance (C,) of the whole batch, from moments of all its images, `both` (world, N, 2, chunks, C). The
-// running ones, if there are any, move there: r <- r + rate (mean - r), and so for the variance.
+// Mean and biased variance (C,) of the whole batch, from moments of all its images, `both` (world, N, 2, chunks, C).
+// The running ones, if there are any, move there: r <- r + rate (mean - r), and so for the variance.
 struct Statistics {
   real *mean, *var, *running_mean, *running_var;
 
@@ -150,9 +150,9 @@ struct Gradients {  // of a row of threads: sums of g and g xhat over its images
 };
 __device__ inline Gradients joined(Gradients a, Gradients b) { return {joined(a.own, b.own), joined(a.all, b.all)}; }
 
-// dbias and dgain, of gain's shape, and the means of gain g and of gain g xhat over all m rows of the whole batch, (C,).
-// The sums of all its images are `every` (world, N, 3, C), or null where all of them are here. There are as many rows as
-// all processes together have slots.
+// dbias and dgain, of gain's shape, and the means of gain g and of gain g xhat over all m rows of the whole batch,
+// (C,). The sums of all its images are `every` (world, N, 3, C), or null where all of them are here. There are as many
+// rows as all processes together have slots.
 struct Joint {
   real *dgain, *dbias, *mean_g, *mean_gx;
 
@@ -191,8 +191,8 @@ struct Joint {
 };
 #define GRADIENTS_TAKE real *dgain, real *dbias, real *mean_g, real *mean_gx
 
-// sum g and sum g xhat over `step` positions of an image: both (N, chunks, C). With `counters`, of which each 32 channels
-// have one, also what join_sums makes of them.
+// sum g and sum g xhat over `step` positions of an image: both (N, chunks, C). With `counters`, of which each 32
+// channels have one, also what join_sums makes of them.
 extern "C" __global__ void sums(const real* __restrict__ x, const real* __restrict__ mean,
                                 const real* __restrict__ var, const real* __restrict__ gain,
                                 const real* __restrict__ bias, const real* __restrict__ g, real* sum_g, real* sum_gx,

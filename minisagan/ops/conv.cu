@@ -559,8 +559,8 @@ struct ColumnSums {
   }
 };
 
-// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C + 1, O), rows of dw and then db,
-// which the blocks of dw's first rows find on the way. The last sum may have no pixel.
+// blockIdx: x for rows, y for columns of dw, z for the partial sums: partial (z, kh kw C + 1, O), rows of dw and then
+// db, which the blocks of dw's first rows find on the way. The last sum may have no pixel.
 template <int COLUMNS>
 __device__ void outer(const real* x, const real* g, real* partial, const Shape& s) {
   int images = (s.N - 1 - int(blockIdx.z) % s.slots + s.slots) / s.slots, rows = s.kh * s.kw * s.C;

@@ -10,9 +10,9 @@ extern "C" __global__ void smear(const real* w, real* u, real factor, int CO) {
   u[THREAD] = factor * sum;
 }
 
-// w[i] = factor (u[i] + u[i + 1]) on each axis, summed over the rows of u, each (4, 4, C, O): w (3, 3, C, O). A row of u
-// ends in one of O numbers, whose sum is w's last row. Where it is transposed a row is turned and (4, 4, O, C), and there
-// is no such end of w. A column of threads has an element, in the order of u; rows are summed as in column_sums.
+// w[i] = factor (u[i] + u[i + 1]) on each axis, summed over the rows of u, each (4, 4, C, O): w (3, 3, C, O). A row of
+// u ends in one of O numbers, whose sum is w's last row. Where it is transposed a row is turned and (4, 4, O, C), and
+// there is no such end of w. A column of threads has an element, in the order of u; rows are summed as in column_sums.
 extern "C" __global__ void __launch_bounds__(1024)
     unsmear(const real* u, real* w, real factor, int rows, int C, int O, int transposed) {
   int CO = C * O, tap = THREAD / CO, i = THREAD % CO, last = transposed ? C : O;
