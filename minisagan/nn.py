@@ -35,14 +35,15 @@ class Layer(Module):
 
 
 class Linear(Layer):
-    """x (N, C) @ w (C, O) + b -> (N, O)."""
+    """x (N, C) @ w (C, O) + b -> (N, O), as a convolution sees it: images of one pixel."""
 
     def __init__(self, init, inputs, outputs, spectral=True):
         super().__init__(init, (inputs, outputs), spectral)
         self.b = init.constant((outputs,), 0)
 
     def __call__(self, x):
-        return x @ self.weight() + self.b
+        N, (C, O) = len(x.data), self.w.shape
+        return ops.conv(x.reshape(N, 1, 1, C), self.weight().reshape(1, 1, C, O), self.b).reshape(N, O)
 
 
 class Conv(Layer):
@@ -107,6 +108,8 @@ class SelfAttention(Module):
     2 or 4 that C = 16 or 32 would leave, images vary less (examples/README.md).
     """
 
+    gated = None  # what gated_output() gives, while a network is called that has made it beforehand (together.py)
+
     def __init__(self, init, channels, form="official", spectral=True, key=None):
         if channels < 8:
             raise UsageError(f"self-attention needs at least 8 channels, not {channels}")
@@ -121,13 +124,21 @@ class SelfAttention(Module):
         self.pooled = form == "official"
 
     def __call__(self, x):
-        return x + self.gamma * self.o(x)
+        """x + gamma o. The gate is a number, so it scales the few weights of `output` in place of o's many pixels."""
+        return ops.conv(self.mixed(x), self.gated_output(), rest=x)
+
+    def gated_output(self):
+        """gamma times the weight of `output`."""
+        return self.gamma * self.output.weight() if self.gated is None else self.gated
 
     def o(self, x):
         """What attention adds to x before the gate: (N, H, W, C) -> (N, H, W, C)."""
+        return self.output(self.mixed(x))
+
+    def mixed(self, x):
+        """sum_i beta_ji value_i for each position j: (N, H, W, C) -> (N, H, W, C/2 or C/8)."""
         N, H, W, _ = x.shape
-        mixed = ops.attend(*self.projections(x))  # (N, H W, C/2 or C/8)
-        return self.output(mixed.reshape(N, H, W, -1))
+        return ops.attend(*self.projections(x)).reshape(N, H, W, -1)
 
     def beta(self, x):
         """The weights themselves, for each query j those of the keys i: (N, H, W, C) -> (N, H W, keys), rows sum to 1.

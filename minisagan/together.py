@@ -7,7 +7,7 @@ tape has one place where the images end and the weights begin (train.descend).
 from contextlib import contextmanager
 
 from minisagan import ops
-from minisagan.nn import BatchNorm, Layer
+from minisagan.nn import BatchNorm, Layer, SelfAttention
 from minisagan.ops.spectral import spectral_norms
 
 
@@ -28,20 +28,24 @@ def quotients(layers):
 def spectral_weights(network):
     """Inside, the spectrally normalised layers of a network multiply by w / sigma, computed once for all of them.
 
-    `network.used` then lists the parameters as this call of the network used them (w / sigma, or the parameter itself),
-    in the order of parameters(). train.descend differentiates by these, so it has to come before another call.
+    `network.used` then lists the parameters as this call of the network uses them: w / sigma, gamma w / sigma, or the
+    parameter itself. train.descend differentiates by these, so it has to come before another call.
     """
-    layers = normalised_layers(network)
-    made = quotients(layers)
-    of = {id(layer.w): w for layer, w in zip(layers, made, strict=True)}
-    network.used = [of.get(id(p), p) for p in network.parameters().values()]
-    for layer, w in zip(layers, made, strict=True):
-        layer.quotient = w
+    layers, attentions = normalised_layers(network), list(network.modules(SelfAttention))
+    of = {id(p): p for p in network.parameters().values()}
+    for layer, w in zip(layers, quotients(layers), strict=True):
+        layer.quotient = of[id(layer.w)] = w
+    for attention in attentions:
+        attention.gated = of[id(attention.output.w)] = attention.gated_output()
+        del of[id(attention.gamma)]  # only there
+    network.used = list(of.values())
     try:
         yield
     finally:
         for layer in layers:
             layer.quotient = None
+        for attention in attentions:
+            attention.gated = None
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def outer(x, g, kernel, stride, top, left):
     dw_db = np.zeros((kh * kw * C + 1, O), x.dtype)
     dw_db[-1] = channel_sum(g)
     if kh == kw == stride == 1:
-        products = np.matmul(x.reshape(N, H * W, C).swapaxes(1, 2), g.reshape(N, H * W, O))  # (N, C, O)
+        products = np.matmul(_matrices(x).swapaxes(1, 2), _matrices(g))  # (N or 1, C, O)
         products.sum(0, out=dw_db[:-1])
         return dw_db
     rows = (Ho - 1) + -(-kh // stride)  # of x, of each remainder mod s, that meet a tap
@@ -106,15 +106,21 @@ def pointwise(x, w, bias=None, rest=None, relu=False):
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
     bias = _row(bias, W)
-    cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
+    cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1])) if H * W > 1 else [slice(N)]
 
     def body(i):
         out = y[cuts[i]]
-        np.matmul(x[cuts[i]].reshape(-1, H * W, C), w, out=out.reshape(-1, H * W, w.shape[1]))
+        np.matmul(_matrices(x[cuts[i]]), w, out=_matrices(out))
         _complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
 
     cpu.parallel(body, len(cuts))
     return y
+
+
+def _matrices(x):
+    """A matrix for each image, (N, H, W, C) -> (N, H W, C); images of one pixel are the rows of one, (1, N, C)."""
+    N, H, W, C = x.shape
+    return x.reshape(-1, H * W if H * W > 1 else max(N, 1), C)
 
 
 def _row(bias, W):
