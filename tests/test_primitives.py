@@ -5,6 +5,8 @@ import pytest
 
 from minisagan import primitives
 from minisagan.autograd import Tensor, grad
+from minisagan.ops import conv_numpy
+from minisagan.ops.conv import gather, scatter
 from minisagan.primitives import primitive
 from minisagan.selfcheck import cases
 from minisagan.selfcheck.of_ops import CASES
@@ -42,3 +44,22 @@ def test_a_wrong_fast_form_would_be_noticed(monkeypatch):
     plain = [results(case) for case in cases("relu")]
     monkeypatch.setattr(primitives, "beside", wrong)
     assert not np.allclose(plain[0][1], results(next(iter(cases("relu"))))[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("f, stride, size", [(gather, 1, (2, 8)), (gather, 2, (1, 4)), (scatter, 2, (4, 16))])
+@pytest.mark.parametrize("O, pieces", [(96, 6), (160, 10), (100, 1)])
+def test_wide_kernels_are_multiplied_in_pieces_that_blas_does_not_pack(f, stride, size, O, pieces, monkeypatch):
+    random, plain, columns = np.random.default_rng(0), np.matmul, []
+
+    def matmul(a, b, out):
+        columns.append(b.shape[1])
+        assert O == 100 or out.shape[2] * b.size <= conv_numpy.SMALL
+        return plain(a, b, out=out)
+
+    x, w = random.standard_normal((1, 2, 8, 160)), random.standard_normal((5, 5, 160, O))
+    given = x, w, stride, 2, 2, size, random.standard_normal(O), random.standard_normal((1, *size, O)), True
+    expected = f.plain(*given)
+    monkeypatch.setattr(np, "matmul", matmul)
+    np.testing.assert_allclose(f(*given), expected, rtol=1e-11, atol=1e-11)
+    if stride == 1:
+        assert columns == [O // pieces] * pieces
