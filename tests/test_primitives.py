@@ -1,11 +1,14 @@
 """The forms beside an op's page against the page's own: every case of the gradient checks, value and gradients."""
 
+import types
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from minisagan import primitives
+from minisagan import cpu, primitives
 from minisagan.autograd import Tensor, grad
-from minisagan.ops import conv_numpy
+from minisagan.ops import conv_numpy, resampled_conv_numpy
 from minisagan.ops.conv import gather, scatter
 from minisagan.primitives import primitive
 from minisagan.selfcheck import cases
@@ -63,3 +66,38 @@ def test_wide_kernels_are_multiplied_in_pieces_that_blas_does_not_pack(f, stride
     np.testing.assert_allclose(f(*given), expected, rtol=1e-11, atol=1e-11)
     if stride == 1:
         assert columns == [O // pieces] * pieces
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("f(0, x[:, 0], out=y[:, 0])", "y[:, 0] = x[:, 0]"),  # a sign at the upper border
+        ("f(x[:, -1], 0, out=y[:, -1])", "y[:, -1] = 0"),
+        ("pairs(np.add, rows", "pairs(np.subtract, rows"),
+        ("rows[:-1] *= factor", "rows *= factor"),
+        ("[::-1].swapaxes(1, 2)", ".swapaxes(1, 2)"),
+        (".swapaxes(1, 2)  # turned", "  # turned"),
+        ("[w[2], w[0] + w[1] + w[2], -w[0]]", "[w[0], w[0] + w[1] + w[2], -w[2]]"),
+        ("w[0] + w[1] + w[2], -w[0]", "w[0] + w[1] + w[2], w[0]"),
+        ("np.negative(here[:, :, 0], out=left[:, :, 0])", "left[:, :, 0] = 0"),
+        ("right[:, :, -1] = here[:, :, -1]", "right[:, :, -1] = 0"),
+        ("(0, H + 1, 1)", "(1, H + 1, 0)"),
+        ("sums[2] += sums[1]", ""),
+        ("sums[2 * k, 1]", "sums[1, 1]"),
+        ("rest[cuts[i]]", "rest[cuts[0]]"),
+        ("left[:, :, 1:]", "left[:, :, 1:]"),  # no fault, no news
+    ],
+)
+def test_faults_in_sums_and_differences_of_x_are_noticed(before, after, monkeypatch):
+    text, beside = Path(resampled_conv_numpy.__file__).read_text(), primitives.beside
+    assert before in text
+    faulty, noticed = types.ModuleType("faulty"), []
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)  # of an image each
+    exec(text.replace(before, after), vars(faulty))
+    for case in (*cases("up_conv"), *cases("conv_down")):
+        right = results(case)
+        with monkeypatch.context() as patch:
+            patch.setattr(primitives, "beside", lambda f, where: vars(faulty).get(f.__name__) or beside(f, where))
+            wrong = results(case)
+        noticed += [not np.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(right, wrong, strict=True)]
+    assert any(noticed) == (before != after)

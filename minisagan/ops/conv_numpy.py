@@ -31,7 +31,7 @@ def gather(x, w, stride, top, left, size, *added):
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], *added)
     y = cpu.empty((len(x), *size, w.shape[3]), x.dtype)
-    _products(x, stride, y, [(top, left, w, y)], *added)
+    gathers(x, stride, y, [(top, left, w, y)], *added)
     return y
 
 
@@ -54,7 +54,7 @@ def scatter(x, w, stride, top, left, size, *added):
             if taps.size and positions.size:
                 first = len(taps) - 1 - (a + top) // stride, taps.shape[1] - 1 - (b + left) // stride
                 sets.append((*first, taps, positions))
-    _products(x, 1, y, sets, *added)
+    gathers(x, 1, y, sets, *added)
     return y
 
 
@@ -105,25 +105,25 @@ def pointwise(x, w, bias=None, rest=None, relu=False):
     """A 1x1 convolution, x @ w + bias + rest at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
-    bias = _row(bias, W)
+    bias = bias_row(bias, W)
     cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
         out = y[cuts[i]]
         np.matmul(x[cuts[i]].reshape(-1, H * W, C), w, out=out.reshape(-1, H * W, w.shape[1]))
-        _complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
+        complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
 
     cpu.parallel(body, len(cuts))
     return y
 
 
-def _row(bias, W):
+def bias_row(bias, W):
     """The bias of a whole row of the image, (W O,), for long inner loops; or None."""
     return bias if bias is None else np.tile(bias, W)
 
 
-def _complete(y, bias, rest, relu):
-    """Add to y, in place, while it is in the cache; bias is a `_row`."""
+def complete(y, bias, rest, relu):
+    """Add to y, in place, while it is in the cache; bias is a `bias_row`."""
     if bias is not None:
         rows = y.reshape(-1, len(bias))
         rows += bias
@@ -147,15 +147,15 @@ def _narrow(top, left, w, part):
     return [(top, left, w[..., o : o + some], part[..., o : o + some]) for o in range(0, O, some)]
 
 
-def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
+def gathers(x, stride, y, sets, bias=None, rest=None, relu=False, read=None):
     """Fill y, and each part of it in `sets` = [(top, left, w, part), ...] by a gather of its own:
 
         part[h, w] = bias + rest + sum_ij x[s h + i - top, s w + j - left] @ w[i, j]
 
-    Sets whose kernels are equally wide share one expansion of x.
+    Sets whose kernels are equally wide share one expansion of x. With `read`, x stands for read(x) of some images.
     """
     N, _, _, C = x.shape
-    bias = _row(bias, y.shape[2])
+    bias = bias_row(bias, y.shape[2])
     sets = [narrow for each in sets for narrow in _narrow(*each)]
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
@@ -172,7 +172,7 @@ def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
     cuts = cpu.chunks(N, x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
 
     def body(i):
-        images = x[cuts[i]]
+        images = x[cuts[i]] if read is None else read(x[cuts[i]])
         for top, left, shape, products in jobs:
             A = cpu.scratch(x.dtype, len(images) * math.prod(shape)).reshape(-1, *shape)  # (n, W', R, kw, C)
             expand(images, A.swapaxes(1, 2), 1, top, stride, left)
@@ -184,7 +184,7 @@ def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
                     (image, stride * row, column, channel),
                 )
                 np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
-        _complete(y[cuts[i]], bias, rest if rest is None else rest[cuts[i]], relu)
+        complete(y[cuts[i]], bias, rest if rest is None else rest[cuts[i]], relu)
 
     cpu.parallel(body, len(cuts))
 
