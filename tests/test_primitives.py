@@ -1,5 +1,6 @@
 """The forms beside an op's page against the page's own: every case of the gradient checks, value and gradients."""
 
+import functools
 import types
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from minisagan import cpu, primitives
 from minisagan.autograd import Tensor, grad
-from minisagan.ops import conv_numpy, resampled_conv_numpy
+from minisagan.ops import conv_numpy, resampled_conv_numpy, winograd_numpy
 from minisagan.ops.conv import gather, scatter
 from minisagan.primitives import primitive
 from minisagan.selfcheck import cases
@@ -68,9 +69,17 @@ def test_wide_kernels_are_multiplied_in_pieces_that_blas_does_not_pack(f, stride
         assert columns == [O // pieces] * pieces
 
 
-@pytest.mark.parametrize(
-    "before, after",
-    [
+@pytest.mark.parametrize("f", [gather, scatter])
+@pytest.mark.parametrize("top, left, side, channels", [(1, 1, 8, 256), (0, 1, 4, 64), (1, 2, 4, 64)])
+def test_many_channels_in_pieces_and_other_borders(f, top, left, side, channels):
+    random = np.random.default_rng(0)
+    given = random.standard_normal((2, side, side, channels)), random.standard_normal((3, 3, channels, channels))
+    given = *given, 1, top, left, (side, side), None, random.standard_normal((2, side // 2, side // 2, channels))
+    np.testing.assert_allclose(f(*given), f.plain(*given), rtol=1e-11, atol=1e-10)
+
+
+FAULTS = {  # (of a page's text, what to put there)
+    resampled_conv_numpy: [
         ("f(0, x[:, 0], out=y[:, 0])", "y[:, 0] = x[:, 0]"),  # a sign at the upper border
         ("f(x[:, -1], 0, out=y[:, -1])", "y[:, -1] = 0"),
         ("pairs(np.add, rows", "pairs(np.subtract, rows"),
@@ -87,17 +96,44 @@ def test_wide_kernels_are_multiplied_in_pieces_that_blas_does_not_pack(f, stride
         ("rest[cuts[i]]", "rest[cuts[0]]"),
         ("left[:, :, 1:]", "left[:, :, 1:]"),  # no fault, no news
     ],
-)
-def test_faults_in_sums_and_differences_of_x_are_noticed(before, after, monkeypatch):
-    text, beside = Path(resampled_conv_numpy.__file__).read_text(), primitives.beside
+    winograd_numpy: [
+        ("H % 2 == W % 2 == 0", "W % 2 == 0"),
+        ("read(x[cuts[i]]), y[cuts[i]]", "read(x[cuts[i]]), y[cuts[0]]"),
+        ("np.negative(odd[:, 0], out=y[0, :, 0])", "y[0, :, 0] = odd[:, 0]"),
+        ("odd[:, :-1], odd[:, 1:]", "odd[:, 1:], odd[:, :-1]"),
+        ("np.subtract(odd, even", "np.subtract(even, odd"),
+        ("y[3, :, -1] = even[:, -1]", "y[3, :, -1] = 0"),
+        ("-w[2]]", "w[2]]"),
+        ("(w[0] - w[1] + w[2]) / 2", "(w[0] - w[1] + w[2])"),
+        ("np.add(m[0], m[2]", "np.subtract(m[0], m[2]"),
+        ("m[3] += m[1]", ""),
+        ("to_y(m[3], blocks[:, :, 1, :, 0], blocks", "to_y(m[3], blocks[:, :, 1, :, 1], blocks"),
+        ("finish(cuts[i])", "finish(cuts[0])"),
+        ("m[0] += m[1]", "m[0] += m[1]"),
+    ],
+}
+
+
+OPS = {resampled_conv_numpy: ("up_conv", "conv_down"), winograd_numpy: ("conv",)}
+right = functools.cache(lambda page: [results(case) for op in OPS[page] for case in cases(op)])
+
+
+@pytest.mark.parametrize("page, before, after", [(page, *fault) for page in FAULTS for fault in FAULTS[page]])
+def test_faults_in_sums_and_differences_of_x_are_noticed(page, before, after, monkeypatch):
+    expected, text, beside = right(page), Path(page.__file__).read_text(encoding="utf-8"), primitives.beside
     assert before in text
-    faulty, noticed = types.ModuleType("faulty"), []
-    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)  # of an image each
+    faulty = types.ModuleType("faulty")
     exec(text.replace(before, after), vars(faulty))
-    for case in (*cases("up_conv"), *cases("conv_down")):
-        right = results(case)
-        with monkeypatch.context() as patch:
-            patch.setattr(primitives, "beside", lambda f, where: vars(faulty).get(f.__name__) or beside(f, where))
-            wrong = results(case)
-        noticed += [not np.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(right, wrong, strict=True)]
-    assert any(noticed) == (before != after)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)  # of an image each
+    if page is winograd_numpy:
+        monkeypatch.setattr(conv_numpy, "winograd_numpy", faulty)
+    else:
+        monkeypatch.setattr(primitives, "beside", lambda f, at: vars(faulty).get(f.__name__) or beside(f, at))
+    noticed = False
+    for case, values in zip((case for op in OPS[page] for case in cases(op)), expected, strict=True):
+        try:
+            same = [np.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(values, results(case), strict=True)]
+        except ValueError:  # shapes that don't fit
+            same = [False]
+        noticed = noticed or not all(same)
+    assert noticed == (before != after)

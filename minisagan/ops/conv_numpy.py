@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minisagan import cpu
+from minisagan.ops import winograd_numpy
 
 SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller products
 PATCHES = 1 << 19  # numbers of patches that `outer` has in memory at once: 2 MiB of float32
@@ -156,6 +157,11 @@ def gathers(x, stride, y, sets, bias=None, rest=None, relu=False, read=None):
     """
     N, _, _, C = x.shape
     bias = bias_row(bias, y.shape[2])
+    finish = lambda cut: complete(y[cut], bias, rest if rest is None else rest[cut], relu)
+    top, left, w, _ = sets[0]
+    if len(sets) == 1 and winograd_numpy.suits(stride, top, left, w.shape, x.shape, y.shape):
+        together = _together(w.shape[3], y[0].size // w.shape[3] // 4 * C, least=16)
+        return winograd_numpy.gather(x, w, y, together, read, finish)
     sets = [narrow for each in sets for narrow in _narrow(*each)]
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
@@ -184,7 +190,7 @@ def gathers(x, stride, y, sets, bias=None, rest=None, relu=False, read=None):
                     (image, stride * row, column, channel),
                 )
                 np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
-        complete(y[cuts[i]], bias, rest if rest is None else rest[cuts[i]], relu)
+        finish(cuts[i])
 
     cpu.parallel(body, len(cuts))
 

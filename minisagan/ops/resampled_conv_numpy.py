@@ -67,7 +67,7 @@ def smeared_scatter(x, w, bias=None, rest=None, relu=False):
         return scatter(x, resampled_conv.smear.plain(w, 1), 2, 1, 1, (2 * H, 2 * W), bias, rest, relu)
     y = cpu.empty((N, 2 * H, 2 * W, O), x.dtype)
     of_d_x_d = lambda w: np.stack([w[2], w[0] + w[1] + w[2], -w[0]])
-    w = of_d_x_d(of_d_x_d(w).swapaxes(0, 1)).swapaxes(0, 1)[:, :, None]  # (3, 3, 1, C, O)
+    w = of_d_x_d(of_d_x_d(np.ascontiguousarray(w)).swapaxes(0, 1)).swapaxes(0, 1)[:, :, None]  # (3, 3, 1, C, O)
     bias = bias_row(bias, 2 * W)
     size = 3 * (2 * H + 1) * W * C  # of what an image is multiplied as
     cuts = cpu.chunks(N, x.itemsize * (size + 9 * H * W * O), at_least=8)

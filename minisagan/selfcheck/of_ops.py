@@ -191,6 +191,10 @@ def conv(draw):
     yield Case("rest half as large", rest, draw((2, 4, 6, 3), (3, 3, 3, 2), (2,), (2, 2, 3, 2)))
     yield Case("rest half as large, relu, 1x1", lambda *all: ops.conv(*all[:3], 1, *all[3:], True),
                draw((2, 2, 4, 3), (1, 1, 3, 2), (2,), (2, 1, 2, 2)))
+    yield Case("many channels", ops.conv, draw((3, 4, 6, 64), (3, 3, 64, 80), (80,)))
+    yield Case("many channels, odd height", ops.conv, draw((2, 3, 4, 64), (3, 3, 64, 64), (64,)))
+    more = lambda x, w, rest: ops.conv(x, w, None, 1, rest, True) + x
+    yield Case("many channels, rest, relu, x twice", more, draw((2, 2, 2, 64), (3, 3, 64, 64), (2, 1, 1, 64)))
     yield Case("rest that is x", lambda x, w, b: ops.conv(x, w, b, rest=x), draw((1, 4, 3, 2), (3, 3, 2, 2), (2,)))
 
 
