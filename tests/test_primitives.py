@@ -11,6 +11,7 @@ from minisagan import cpu, primitives
 from minisagan.autograd import Tensor, grad
 from minisagan.ops import conv_numpy, resampled_conv_numpy, winograd_numpy
 from minisagan.ops.conv import gather, scatter
+from minisagan.ops.resampled_conv import smeared_gather, smeared_scatter
 from minisagan.primitives import primitive
 from minisagan.selfcheck import cases
 from minisagan.selfcheck.of_ops import CASES
@@ -76,6 +77,18 @@ def test_many_channels_in_pieces_and_other_borders(f, top, left, side, channels)
     given = random.standard_normal((2, side, side, channels)), random.standard_normal((3, 3, channels, channels))
     given = *given, 1, top, left, (side, side), None, random.standard_normal((2, side // 2, side // 2, channels))
     np.testing.assert_allclose(f(*given), f.plain(*given), rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("f", [gather, smeared_gather, smeared_scatter])
+@pytest.mark.parametrize("side, C, O", [(2, 64, 64), (8, 128, 128), (6, 64, 96)])
+def test_not_one_bit_depends_on_which_images_are_cut_together(f, side, C, O, monkeypatch):
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal(shape, dtype=np.float32) for shape in ((7, side, side, C), (3, 3, C, O)))
+    at = (1, 1, 1, (side, side)) if f is gather else ()
+    together = f(x, w, *at)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)
+    assert np.array_equal(together, f(x, w, *at))
+    assert np.array_equal(together[3:5], f(x[3:5], w, *at))
 
 
 FAULTS = {  # (of a page's text, what to put there)
