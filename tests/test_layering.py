@@ -17,7 +17,7 @@ ORDER = [
     *("primitives", "autograd", "joint", "rng"),
     *("ops.activation", "ops.arithmetic", "ops.attention", "ops.batch_norm", "ops.resample", "ops.conv"),
     *("ops.embedding", "ops.hinge", "ops.resampled_conv", "ops.spectral"),
-    *("ops.conv_cuda", "ops.*_numpy", "ops.*_cuda", "ops"),
+    *("ops.winograd_numpy", "ops.conv_numpy", "ops.conv_cuda", "ops.*_numpy", "ops.*_cuda", "ops"),
     *("beyond", "beyond.augment", "beyond.augment_cuda", "beyond.pack"),
     *("flat", "flat_numpy", "flat_cuda", "optim", "optim_numpy", "optim_cuda", "processes.nccl"),
     *("data.places", "data.reading", "data.download"),

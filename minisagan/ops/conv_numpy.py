@@ -14,6 +14,7 @@ of the taps, added up, a whole training step takes 12 % less time on one core: O
 products, either. `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one row of all images next
 to each other, and one product sums over them. With a product for each image, added up later, a step at width 32 takes
 5 to 7 % longer (at width 16, 1 %): a 4x4 map of 64 channels has 16 positions only, and took 1.6 times as long.
+3x3 convolutions of many channels take fewer multiplications yet (winograd_numpy.py).
 """
 
 import math
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minisagan import cpu
+from minisagan.ops import winograd_numpy
 
 SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller products
 PATCHES = 1 << 19  # numbers of patches that `outer` has in memory at once: 2 MiB of float32
@@ -31,7 +33,7 @@ def gather(x, w, stride, top, left, size, *added):
     if w.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, w[0, 0], *added)
     y = cpu.empty((len(x), *size, w.shape[3]), x.dtype)
-    _products(x, stride, y, [(top, left, w, y)], *added)
+    gathers(x, stride, y, [(top, left, w, y)], *added)
     return y
 
 
@@ -54,7 +56,7 @@ def scatter(x, w, stride, top, left, size, *added):
             if taps.size and positions.size:
                 first = len(taps) - 1 - (a + top) // stride, taps.shape[1] - 1 - (b + left) // stride
                 sets.append((*first, taps, positions))
-    _products(x, 1, y, sets, *added)
+    gathers(x, 1, y, sets, *added)
     return y
 
 
@@ -77,7 +79,7 @@ def outer(x, g, kernel, stride, top, left):
         patches = cpu.scratch(x.dtype, n * size).reshape(stride, rows, n, Wo, kw, C)
         for remainder, A in enumerate(patches):
             expand(images, A.swapaxes(0, 1), stride, top - remainder, stride, left)
-        together = _rows_together(Ho, n * Wo * kw * C * O)
+        together = _together(Ho, n * Wo * kw * C * O)
         gs = np.ascontiguousarray(gs.swapaxes(0, 1)).reshape(Ho // together, -1, O)  # (Ho, n, Wo, O) -> (., ., O)
         for i in range(kh):
             a = patches[i % stride, i // stride : i // stride + Ho].reshape(*gs.shape[:2], kw * C)  # a view
@@ -85,13 +87,13 @@ def outer(x, g, kernel, stride, top, left):
     return dw_db
 
 
-def _rows_together(rows, multiplications):
-    """How many of an image's rows one product takes, a divisor of `rows`: each means so many multiplications.
+def _together(count, multiplications, least=1):
+    """How many of a matrix's rows or columns one product takes, if each means so many multiplications.
 
-    As many as OpenBLAS multiplies without packing; all, if even one row is too much for that.
+    A divisor of `count` and multiple of `least`: the largest with which OpenBLAS doesn't pack; if there is none, all.
     """
-    fit = [k for k in range(1, rows + 1) if rows % k == 0 and k * multiplications <= SMALL]
-    return max(fit, default=rows)
+    fit = [k for k in range(least, count + 1, least) if count % k == 0 and k * multiplications <= SMALL]
+    return max(fit, default=count)
 
 
 def channel_sum(g):
@@ -105,13 +107,13 @@ def pointwise(x, w, bias=None, rest=None, relu=False):
     """A 1x1 convolution, x @ w + bias + rest at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
-    bias = _row(bias, W)
+    bias = bias_row(bias, W)
     cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1])) if H * W > 1 else [slice(N)]
 
     def body(i):
         out = y[cuts[i]]
         np.matmul(_matrices(x[cuts[i]]), w, out=_matrices(out))
-        _complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
+        complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
 
     cpu.parallel(body, len(cuts))
     return y
@@ -123,13 +125,13 @@ def _matrices(x):
     return x.reshape(-1, H * W if H * W > 1 else max(N, 1), C)
 
 
-def _row(bias, W):
+def bias_row(bias, W):
     """The bias of a whole row of the image, (W O,), for long inner loops; or None."""
     return bias if bias is None else np.tile(bias, W)
 
 
-def _complete(y, bias, rest, relu):
-    """Add to y, in place, while it is in the cache; bias is a `_row`."""
+def complete(y, bias, rest, relu):
+    """Add to y, in place, while it is in the cache; bias is a `bias_row`."""
     if bias is not None:
         rows = y.reshape(-1, len(bias))
         rows += bias
@@ -142,15 +144,32 @@ def _complete(y, bias, rest, relu):
         np.maximum(y, 0, out=y)
 
 
-def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
+def _narrow(top, left, w, part):
+    """The same as several sets, each of so few of w's columns, a multiple of a vector's 16, that OpenBLAS doesn't pack.
+
+    It would pack all of w anew for each row of the image: 3x3 taps between 128 channels at 8x8 took twice as long,
+    a whole step at width 32 took 9 % longer.
+    """
+    kh, kw, C, O = w.shape
+    some = _together(O, part.shape[2] * kh * kw * C, least=16)
+    return [(top, left, w[..., o : o + some], part[..., o : o + some]) for o in range(0, O, some)]
+
+
+def gathers(x, stride, y, sets, bias=None, rest=None, relu=False, read=None):
     """Fill y, and each part of it in `sets` = [(top, left, w, part), ...] by a gather of its own:
 
         part[h, w] = bias + rest + sum_ij x[s h + i - top, s w + j - left] @ w[i, j]
 
-    Sets whose kernels are equally wide share one expansion of x.
+    Sets whose kernels are equally wide share one expansion of x. With `read`, x stands for read(x) of some images.
     """
     N, _, _, C = x.shape
-    bias = _row(bias, y.shape[2])
+    bias = bias_row(bias, y.shape[2])
+    finish = lambda cut: complete(y[cut], bias, rest if rest is None else rest[cut], relu)
+    top, left, w, _ = sets[0]
+    if len(sets) == 1 and winograd_numpy.suits(stride, top, left, w.shape, x.shape, y.shape):
+        together = _together(w.shape[3], y[0].size // w.shape[3] // 4 * C, least=16)
+        return winograd_numpy.gather(x, w, y, together, read, finish)
+    sets = [narrow for each in sets for narrow in _narrow(*each)]
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
         group = [each for each in sets if each[2].shape[1] == kw]
@@ -166,7 +185,7 @@ def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
     cuts = cpu.chunks(N, x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
 
     def body(i):
-        images = x[cuts[i]]
+        images = x[cuts[i]] if read is None else read(x[cuts[i]])
         for top, left, shape, products in jobs:
             A = cpu.scratch(x.dtype, len(images) * math.prod(shape)).reshape(-1, *shape)  # (n, W', R, kw, C)
             expand(images, A.swapaxes(1, 2), 1, top, stride, left)
@@ -178,7 +197,7 @@ def _products(x, stride, y, sets, bias=None, rest=None, relu=False):
                     (image, stride * row, column, channel),
                 )
                 np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
-        _complete(y[cuts[i]], bias, rest if rest is None else rest[cuts[i]], relu)
+        finish(cuts[i])
 
     cpu.parallel(body, len(cuts))
 

@@ -5,7 +5,8 @@
 
 Nearest up-sampling repeats each pixel 2x2 and average pooling sums 2x2, so a 3x3 kernel next to either acts as a 4x4
 kernel of stride 2, its convolution with a 2x2 box. That takes 16 multiplications instead of 36, and the result is the
-same at the borders, too, since the padding is of zeros. gather, scatter and outer are conv.py's.
+same at the borders, too, since the padding is of zeros. gather, scatter and outer are conv.py's. A CPU makes do with 9
+multiplications: there x is summed, not w (resampled_conv_numpy.py).
 """
 
 import numpy as np
@@ -21,13 +22,13 @@ def up_conv(x, w, b=None):
     Along one axis y[R] is the sum of w[i] x[h] over 2h <= R + i - 1 <= 2h + 1, that is over i = 2h + 1 - R and
     i = 2h + 2 - R. With R = 2h + k - 1 these are i = 2 - k and 3 - k: so y = scatter(x, v) with v[k] = w[2 - k] +
     w[3 - k], which is smear(w) turned by 180 degrees.  dx = gather(g, v^T);  dw = unsmear(outer(g, x)^T turned).
-    Without this fusion a step at 32x32 takes 14 % longer.
+    Without this fusion a step at 32x32 takes 16 % longer.
     """
-    xd, v, size = x.data, _turned(_smeared(w, 1)), (2 * x.shape[1], 2 * x.shape[2])
+    xd, v = x.data, _turned(_smeared(w, 1))
     return convolution(
         "up_conv", (x, w, b, None),
-        lambda *added: scatter(xd, v, 2, 1, 1, size, *added),
-        lambda g, rest: gather(g, swapped(v), 2, 1, 1, xd.shape[1:3], None, rest),
+        lambda *added: smeared_scatter(xd, v, *added),
+        lambda g, rest: smeared_gather(g, swapped(v), None, rest),
         lambda g: batch.sum(lambda x, g: smeared_outer(g, x, 1, True), xd, g),
     )  # fmt: skip
 
@@ -37,16 +38,16 @@ def conv_down(x, w, b=None, rest=None):
 
     Along one axis y[h] is the mean of sum_i w[i] x[2h + a + i - 1] over a = 0, 1. With k = a + i it is the sum of
     u[k] x[2h + k - 1] with u[k] = (w[k] + w[k - 1]) / 2: gather(x, u), where u = smear(w) / 4 on two axes.
-    dx = scatter(g, u^T);  dw = unsmear(outer(x, g)) / 4.  Without this fusion a step at 32x32 takes 15 % longer.
+    dx = scatter(g, u^T);  dw = unsmear(outer(x, g)) / 4.  Without this fusion a step at 32x32 takes 19 % longer.
     With `rest`, of y's shape, it is added.
     """
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"conv_down halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")
-    xd, u, size = x.data, _smeared(w, 0.25), (x.shape[1] // 2, x.shape[2] // 2)
+    xd, u = x.data, _smeared(w, 0.25)
     return convolution(
         "conv_down", (x, w, b, rest),
-        lambda *added: gather(xd, u, 2, 1, 1, size, *added),
-        lambda g, rest: scatter(g, swapped(u), 2, 1, 1, xd.shape[1:3], None, rest),
+        lambda *added: smeared_gather(xd, u, *added),
+        lambda g, rest: smeared_scatter(g, swapped(u), None, rest),
         lambda g: batch.sum(lambda x, g: smeared_outer(x, g, 0.25, False), xd, g),
     )  # fmt: skip
 
@@ -58,6 +59,18 @@ def _smeared(w, factor):
     if w.shape[:2] != (3, 3):
         raise ValueError(f"up_conv and conv_down take 3x3 kernels, not {w.shape[0]}x{w.shape[1]}")
     return smear(w.data, factor)
+
+
+@primitive
+def smeared_gather(x, u, bias=None, rest=None, relu=False):
+    """gather with a smeared kernel and stride 2: x (N, H, W, C) -> (N, H/2, W/2, O)."""
+    return gather(x, u, 2, 1, 1, (x.shape[1] // 2, x.shape[2] // 2), bias, rest, relu)
+
+
+@primitive
+def smeared_scatter(x, u, bias=None, rest=None, relu=False):
+    """scatter with a smeared kernel and stride 2: x (N, H, W, C) -> (N, 2H, 2W, O)."""
+    return scatter(x, u, 2, 1, 1, (2 * x.shape[1], 2 * x.shape[2]), bias, rest, relu)
 
 
 @primitive
@@ -73,7 +86,7 @@ def smeared_outer(x, g, factor, transposed):
 def smear(w, factor):
     """A 3x3 kernel convolved with a 2x2 box of `factor`: u[i] = w[i] + w[i - 1] on each axis.
 
-    (3, 3, C, O) -> (4, 4, C, O).
+    (3, 3, C, O) -> (4, 4, C, O). Where x is summed instead, smeared_gather and smeared_scatter take `factor` w for it.
     """
     u = np.zeros((4, 4) + w.shape[2:], w.dtype)
     for a, b in np.ndindex(2, 2):

@@ -191,6 +191,10 @@ def conv(draw):
     yield Case("rest half as large", rest, draw((2, 4, 6, 3), (3, 3, 3, 2), (2,), (2, 2, 3, 2)))
     yield Case("rest half as large, relu, 1x1", lambda *all: ops.conv(*all[:3], 1, *all[3:], True),
                draw((2, 2, 4, 3), (1, 1, 3, 2), (2,), (2, 1, 2, 2)))
+    yield Case("many channels", ops.conv, draw((3, 4, 6, 64), (3, 3, 64, 80), (80,)))
+    yield Case("many channels, odd height", ops.conv, draw((2, 3, 4, 64), (3, 3, 64, 64), (64,)))
+    more = lambda x, w, rest: ops.conv(x, w, None, 1, rest, True) + x
+    yield Case("many channels, rest, relu, x twice", more, draw((2, 2, 2, 64), (3, 3, 64, 64), (2, 1, 1, 64)))
     yield Case("rest that is x", lambda x, w, b: ops.conv(x, w, b, rest=x), draw((1, 4, 3, 2), (3, 3, 2, 2), (2,)))
 
 
@@ -199,6 +203,7 @@ def up_conv(draw):
     yield Case("H != W", ops.up_conv, draw((2, 3, 4, 3), (3, 3, 3, 2), (2,)))
     yield Case("no bias", ops.up_conv, draw((2, 4, 3, 2), (3, 3, 2, 3)), linear=True)
     yield Case("one pixel", ops.up_conv, draw((1, 1, 1, 4), (3, 3, 4, 3), (3,)))
+    yield Case("many channels", ops.up_conv, draw((3, 3, 4, 64), (3, 3, 64, 2), (2,)))
     yield Case("several chunks", ops.up_conv, draw((7, 20, 16, 9), (3, 3, 9, 7)), linear=True)
 
 
@@ -210,6 +215,8 @@ def conv_down(draw):
     yield Case("rest", ops.conv_down, draw((2, 4, 2, 3), (3, 3, 3, 2), (2,), (2, 2, 1, 2)))
     block = lambda x, w: ops.conv_down(ops.relu(x), w, rest=ops.avg_pool(x))
     yield Case("x twice", block, draw((2, 4, 2, 3), (3, 3, 3, 3)))
+    skipped = lambda x, w: ops.conv_down(x, w) + ops.avg_pool(x)
+    yield Case("many channels, x twice", skipped, draw((2, 4, 2, 64), (3, 3, 64, 64)))
     yield Case("several chunks", ops.conv_down, draw((7, 32, 40, 6), (3, 3, 6, 5)), linear=True)
 
 

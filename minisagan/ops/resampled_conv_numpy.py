@@ -1,0 +1,100 @@
+"""The primitives of resampled_conv.py on the CPU, with 9 multiplications instead of 16: x is summed, not w.
+
+To convolve with a smeared kernel is to convolve with the 2x2 box and with w. Let the box come first: along one axis
+
+    gather     y[h] = sum_i w[i] s[2h + i]      s[h] = x[h - 1] + x[h],  h = 0 ... H
+    outer      dw[i] = sum_h s[2h + i] g[h]
+
+so w has three taps where the smeared kernel has four. The transpose would sum boxes of the large y, at the end. Instead
+it takes differences of the small x, in the way of Winograd's minimal filters (Winograd 1980, Arithmetic Complexity of
+Computations; Lavin and Gray 2016, https://arxiv.org/abs/1509.09308), and y[2h] and y[2h + 1] share a product:
+
+    scatter    y[2h]     = (w[0] + w[1] + w[2]) x[h] + w[2] d[h]         d[h] = x[h - 1] - x[h],  h = 0 ... H
+               y[2h + 1] = (w[0] + w[1] + w[2]) x[h] - w[0] d[h + 1]
+
+These are three for two outputs, not four. Two axes make 9 of 16 in either way, for a few additions of whole rows. With
+all this a whole step at width 32 takes 7 % less time, at width 16 4 %, on one core of an AMD EPYC (Zen 4).
+"""
+
+import numpy as np
+
+from minisagan import cpu
+from minisagan.ops import resampled_conv
+from minisagan.ops.conv_numpy import bias_row, channel_sum, complete, gathers, outer, scatter
+
+CHANNELS = 64  # of x: with 32 `smeared_scatter` saves 10 % of its time, with 16 its additions take longer than products
+
+
+def smear(w, factor):
+    """What takes the place of the smeared kernel here: (3, 3, C, O)."""
+    return factor * w
+
+
+def pairs(f, x, y):
+    """Fill y[n, h] = f(x[n, h - 1], x[n, h]), h = 0 ... H, with zeros around x (n, H, ...)."""
+    f(0, x[:, 0], out=y[:, 0])
+    f(x[:, :-1], x[:, 1:], out=y[:, 1:-1])
+    f(x[:, -1], 0, out=y[:, -1])
+
+
+def boxes(x):
+    """The sums of 2x2 pixels at all places, with zeros around x: (n, H, W, C) -> (n, H + 1, W + 1, C)."""
+    n, H, W, C = x.shape
+    rows, s = cpu.empty((n, H + 1, W, C), x.dtype), cpu.empty((n, H + 1, W + 1, C), x.dtype)
+    pairs(np.add, x, rows)
+    pairs(np.add, rows.swapaxes(1, 2), s.swapaxes(1, 2))
+    return s
+
+
+def smeared_gather(x, w, *added):
+    N, H, W, _ = x.shape
+    y = cpu.empty((N, H // 2, W // 2, w.shape[3]), x.dtype)
+    gathers(x, 2, y, [(0, 0, w, y)], *added, read=boxes)
+    return y
+
+
+def smeared_outer(x, g, factor, transposed):
+    rows, (C, O) = outer(boxes(x), g, (3, 3), 2, 0, 0), (x.shape[3], g.shape[3])
+    rows[:-1] *= factor
+    if not transposed:
+        return rows
+    dw = rows[:-1].reshape(9, C, O)[::-1].swapaxes(1, 2)  # turned by 180 degrees: (9, O, C)
+    return np.concatenate([dw.reshape(-1, C), channel_sum(x)[None]])
+
+
+def smeared_scatter(x, w, bias=None, rest=None, relu=False):
+    (N, H, W, C), O = x.shape, w.shape[3]
+    if C < CHANNELS:
+        return scatter(x, resampled_conv.smear.plain(w, 1), 2, 1, 1, (2 * H, 2 * W), bias, rest, relu)
+    y = cpu.empty((N, 2 * H, 2 * W, O), x.dtype)
+    of_d_x_d = lambda w: np.stack([w[2], w[0] + w[1] + w[2], -w[0]])
+    w = of_d_x_d(of_d_x_d(np.ascontiguousarray(w)).swapaxes(0, 1)).swapaxes(0, 1)[:, :, None]  # (3, 3, 1, C, O)
+    bias = bias_row(bias, 2 * W)
+    size = 3 * (2 * H + 1) * W * C  # of what an image is multiplied as
+    cuts = cpu.chunks(N, x.itemsize * (size + 9 * H * W * O), at_least=8)
+
+    def body(i):
+        images, out = x[cuts[i]], y[cuts[i]]
+        n = len(images)
+        memory = cpu.scratch(x.dtype, n * (size + 9 * H * W * O))
+        terms = memory[: n * size].reshape(3, n, 2 * H + 1, W, C)  # H + 1 rows of d and H of x, of which:
+        left, here, right = terms  # d[w], x[w] and d[w + 1] along the row
+        pairs(np.subtract, images, here[:, : H + 1])
+        here[:, H + 1 :] = images
+        np.negative(here[:, :, 0], out=left[:, :, 0])
+        np.subtract(here[:, :, :-1], here[:, :, 1:], out=left[:, :, 1:])
+        right[:, :, :-1] = left[:, :, 1:]
+        right[:, :, -1] = here[:, :, -1]
+        sums = memory[n * size :].reshape(3, 3, n, H, W, O)
+        for k, first in enumerate((0, H + 1, 1)):  # d[h], x[h] and d[h + 1]
+            rows = terms[:, :, first : first + H].reshape(3, n, H * W, C)
+            np.matmul(rows, w[k], out=sums[k].reshape(3, n, H * W, O))
+        sums[0] += sums[1]
+        sums[2] += sums[1]
+        blocks = out.reshape(n, H, 2, W, 2, O)
+        for k, j in np.ndindex(2, 2):
+            np.add(sums[2 * k, 2 * j], sums[2 * k, 1], out=blocks[:, :, k, :, j])
+        complete(out, bias, rest if rest is None else rest[cuts[i]], relu)
+
+    cpu.parallel(body, len(cuts))
+    return y
