@@ -190,7 +190,8 @@ class DownBlock(Module):
         self.down, self.first = down, first
 
     def __call__(self, x):
-        h = self.conv1(x if self.first else ops.relu(x), relu=True)  # (N, H, W, O)
+        h = self.conv1(x, relu=not self.first)  # (N, H, W, O)
         if self.down:
             x = ops.avg_pool(x)
-        return self.conv2(h, rest=x if self.shortcut is None else self.shortcut(x))  # (N, H/2, W/2, O)
+        rest = x if self.shortcut is None else self.shortcut(x)
+        return self.conv2(h, relu=True, rest=rest)  # (N, H/2, W/2, O)

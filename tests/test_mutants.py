@@ -98,6 +98,15 @@ def noticed(path, text, environment=None):
         ("conv.cu", "__syncthreads();  // all have read the tiles", "", "report"),
         ("conv.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
         ("conv.cu", "if (blockIdx.x == 0) sums.add_products", "if (blockIdx.y == 0) sums.add_products", "values"),
+        ("conv.cu", "open > 0 ? v[e] : real(0)", "v[e]", "values"),  # no gate
+        ("conv.cu", "open > 0 ? v[e]", "open >= 0 ? v[e]", "values"),
+        ("conv.cu", "(open > 0 ? v[e] : real(0)) + added[j][e] + more", "open > 0 ? v[e] + more : real(0)", "values"),
+        ("conv.cu", "{ return A_FOURS && B_FOURS ? RELU : s.relu; }", "{ return false; }", "values"),  # outer of x
+        ("conv.cu", "{ return A_FOURS && B_FOURS ? RELU : asked; }", "{ return RELU; }", "values"),
+        ("conv.cu", "a_fours && b_fours && !s.relu) add", "a_fours && b_fours) add", "values"),
+        ("conv.cu", "a_fours && b_fours && s.relu) add", "a_fours && b_fours) add", "values"),
+        ("conv.cu", "relu && v < 0 ? 0 : v", "relu && !(v > 0) ? 0 : v", "values"),  # of a NaN
+        ("conv.cu", "relu && v < 0 ? real(0) : v", "relu && !(v > 0) ? real(0) : v", "values"),
         ("conv.cu", "h / size) * (s.Wo / size)", "h / size) * s.Wo", "report"),  # the rest is half as wide
         ("batch_norm.cu", "last_block(counters + blockIdx.x, chunks *", "last_block(counters, chunks *", "report"),
         ("batch_norm.cu", "i < 4; i++", "i < 3; i++", "values"),  # of what four rows of threads find, three

@@ -1,6 +1,7 @@
 """The ops' values against plain loops, their errors, and that threads, chunks and layouts change nothing."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -76,6 +77,9 @@ def test_conv_of_one_pixel_is_the_kernel_turned_around():
 FUSED = [
     (ops.up_conv, lambda x, w, b: ops.conv(ops.upsample(x), w, b)),
     (ops.conv_down, lambda x, w, b: ops.avg_pool(ops.conv(x, w, b))),
+    (partial(ops.conv, relu=True), lambda x, w, b: ops.conv(ops.relu(x), w, b)),
+    (partial(ops.conv, stride=2, relu=True), lambda x, w, b: ops.conv(ops.relu(x), w, b, stride=2)),
+    (partial(ops.conv_down, relu=True), lambda x, w, b: ops.conv_down(ops.relu(x), w, b)),
 ]
 
 
@@ -86,6 +90,22 @@ def test_fused_ops_are_what_they_fuse_forward_and_backward(fused, plain, shape):
     for found, expected in zip(both_passes(fused, *arrays), both_passes(plain, *arrays), strict=True):
         close(found, expected)
     close(value(fused, *arrays[:2]), value(plain, *arrays[:2], b=None))
+
+
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_the_relu_that_a_convolution_takes_along_at_its_kink(kernel, stride):
+    """As ops.relu: at 0 the derivative is 0, whatever else x is used for, and a NaN stays one."""
+    x = np.array([-2.0, -0.0, 0.0, 1e-300, 3.0, -np.inf]).reshape(1, 1, 6, 1)
+    w = np.zeros((kernel, kernel, 1, 1))
+    w[kernel // 2, kernel // 2] = 2
+    y, dx = both_passes(lambda x: x.sum() + ops.conv(x, Tensor(w), stride=stride, relu=True), x[:, :, :5],
+                        cotangent=np.full((1, 1, -(-5 // stride), 1), 7.0))  # fmt: skip
+    seen = np.arange(5) % stride == 0
+    assert (dx.ravel() - 7 * seen.sum()).tolist() == (14 * seen * [0, 0, 0, 1, 1]).tolist()
+    y = value(ops.conv, np.append(x, np.nan).reshape(1, 1, 7, 1), w, relu=True)
+    if kernel == 1:
+        assert y.ravel()[:6].tolist() == [0, 0, 0, 2e-300, 6, 0]
+    assert np.isnan(y.ravel()[-1])
 
 
 # Resampling

@@ -1,5 +1,7 @@
 """Convolution, resampling and arithmetic on the GPU: the CPU's values and gradients, repeated bit for bit."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,24 @@ PRECISIONS = pytest.mark.parametrize(
 
 
 @PRECISIONS
+@pytest.mark.parametrize("C, O", [(4, 4), (4, 3), (3, 4)])
+def test_the_relu_before_a_convolution_at_its_kink(gpu, dtype, tf32, tolerance, C, O, monkeypatch):
+    """At 0 its derivative is 0, and a NaN stays one."""
+    monkeypatch.setattr(cuda, "tf32", tf32)
+    x, w = draw((1, 2, 3, C), (1, 1, C, O), dtype=dtype)
+    x[0, 0, 1, 0] = 0
+    same(lambda x, w: ops.conv(x, w, rest=x if C == O else None, relu=True), (x, w), gpu, 2 * tolerance)
+    (dx,) = grad(ops.conv(t := Tensor(gpu.put(x)), Tensor(gpu.put(w)), relu=True).sum(), [t])
+    assert np.array_equal(gpu.get(dx) == 0, x <= 0)
+    x[0, 1, 2, 0] = np.nan
+    tensors = [Tensor(gpu.put(a)) for a in (x, w)]
+    y = ops.conv(*tensors, relu=True)
+    assert np.isnan(gpu.get(y.data)).any(-1).tolist() == [[[False] * 3, [False, False, True]]]
+    dw = gpu.get(grad(y.sum(), tensors)[1])
+    assert np.isnan(dw[0, 0, 0]).all() and not np.isnan(dw[0, 0, 1:]).any()
+
+
+@PRECISIONS
 def test_convolution_is_the_cpus(gpu, convolution, dtype, tf32, tolerance, monkeypatch):
     monkeypatch.setattr(cuda, "tf32", tf32)
     op, shapes = convolution
@@ -96,6 +116,9 @@ def test_convolution_with_the_widest_tiles(gpu, dtype, tf32, tolerance, monkeypa
     monkeypatch.setattr(cuda, "tf32", tf32)
     monkeypatch.setattr(conv_cuda, "BLOCKS", 1)
     same(ops.conv, draw((1, 9, 15, 20), (3, 3, 20, 132), (132,), dtype=dtype), gpu, tolerance)
+    relu = partial(ops.conv, relu=True)
+    same(relu, draw((1, 9, 15, 132), (3, 3, 132, 20), (20,), dtype=dtype), gpu, tolerance)
+    same(relu, draw((1, 5, 6, 16), (3, 3, 16, 132), (132,), dtype=dtype), gpu, tolerance)
     same(conv(2), draw((1, 5, 6, 68), (3, 3, 68, 65), (65,), dtype=dtype), gpu, tolerance)
 
 
@@ -140,22 +163,23 @@ def test_tiles_are_narrower_where_that_gives_more_blocks_or_registers_are_few(gp
 @pytest.mark.parametrize("O", [5, 36])
 @pytest.mark.parametrize("relu", [False, True])
 def test_what_a_convolution_takes_along(gpu, dtype, tf32, tolerance, O, relu, monkeypatch):
-    """The rest, a ReLU, and a cotangent of x that was there before its own."""
+    """The rest, the ReLU before it, and a cotangent of x that was there before its own."""
     monkeypatch.setattr(cuda, "tf32", tf32)
-    tolerance *= 30 if tf32 else 2  # a ReLU may open for one and not for the other
+    tolerance *= 2
     op = lambda x, w, b, rest: ops.conv(x, w, b, rest=rest, relu=relu)
     same(op, draw((2, 5, 7, 6), (3, 3, 6, O), (O,), (2, 5, 7, O), dtype=dtype), gpu, tolerance)
-    op = lambda x, w: ops.conv_down(ops.relu(x), w, rest=ops.avg_pool(ops.conv(x, w, rest=x)))
+    op = lambda x, w: ops.conv_down(x, w, rest=ops.avg_pool(ops.conv(x, w, rest=x)), relu=relu)
     same(op, draw((2, 6, 4, O), (3, 3, O, O), dtype=dtype), gpu, tolerance)
     op = lambda x, w, b, rest: ops.conv(x, w, b, rest=rest, relu=relu)  # which is up-sampled
     same(op, draw((2, 10, 6, 4), (3, 3, 4, O), (O,), (2, 5, 3, O), dtype=dtype), gpu, tolerance)
 
 
-def test_a_relu_of_a_convolution_keeps_a_nan(gpu):
-    (x,) = draw((1, 2, 2, 1))
-    x[0, 0, 0] = np.nan
-    y = gpu.get(ops.conv(Tensor(gpu.put(x)), Tensor(gpu.put(np.ones((1, 1, 1, 1)))), relu=True).data)
-    np.testing.assert_array_equal(y, np.maximum(x, 0))
+@pytest.mark.parametrize("O", [8, 5])
+def test_a_relu_before_weights_that_lie_swapped(gpu, O, monkeypatch):
+    for dtype, tf32, tolerance in (("f8", False, 1e-14), ("f4", True, 1e-3)):
+        monkeypatch.setattr(cuda, "tf32", tf32)
+        op = lambda x, w: ops.conv(x, w.transpose(0, 1, 3, 2), relu=True)
+        same(op, draw((2, 5, 7, 8), (3, 3, O, 8), dtype=dtype), gpu, tolerance)
 
 
 def test_convolution_repeats_bit_for_bit(gpu, convolution, monkeypatch):
@@ -166,7 +190,10 @@ def test_convolution_repeats_bit_for_bit(gpu, convolution, monkeypatch):
         assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("op", [ops.conv, ops.up_conv, ops.conv_down])
+RELU = partial(ops.conv, relu=True), partial(ops.conv_down, relu=True)
+
+
+@pytest.mark.parametrize("op", [ops.conv, ops.up_conv, ops.conv_down, *RELU])
 def test_convolution_of_arrays_that_lie_oddly(gpu, op):
     """Not contiguous, not at an address where four numbers can be loaded at once, a cotangent of repeated ones."""
     x, w, b = draw((2, 4, 6, 8), (3, 3, 8, 4), (4,))
@@ -219,6 +246,8 @@ def test_all_of_it_in_a_graph(gpu):
         (ops.conv, ((2, 2, 3, 4), (1, 1, 4, 5))),
         (ops.up_conv, ((1, 2, 3, 2), (3, 3, 2, 4), (4,))),
         (ops.conv_down, ((2, 2, 4, 3), (3, 3, 3, 1))),
+        (RELU[0], ((1, 3, 4, 3), (3, 3, 3, 2), (2,))),
+        (RELU[1], ((1, 2, 4, 4), (3, 3, 4, 4), (4,))),
         (ops.upsample, ((2, 3, 2, 5),)),
         (ops.avg_pool, ((2, 4, 2, 3),)),
         (ops.max_pool, ((2, 4, 2, 3),)),

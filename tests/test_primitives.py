@@ -62,7 +62,8 @@ def test_wide_kernels_are_multiplied_in_pieces_that_blas_does_not_pack(f, stride
         return plain(a, b, out=out)
 
     x, w = random.standard_normal((1, 2, 8, 160)), random.standard_normal((5, 5, 160, O))
-    given = x, w, stride, 2, 2, size, random.standard_normal(O), random.standard_normal((1, *size, O)), True
+    given = x, w, stride, 2, 2, size, random.standard_normal(O), random.standard_normal((1, *size, O))
+    given = *given, f is gather or random.standard_normal((1, *size, O))  # relu, or the gate
     expected = f.plain(*given)
     monkeypatch.setattr(np, "matmul", matmul)
     np.testing.assert_allclose(f(*given), expected, rtol=1e-11, atol=1e-11)
@@ -106,7 +107,10 @@ FAULTS = {  # (of a page's text, what to put there)
         ("(0, H + 1, 1)", "(1, H + 1, 0)"),
         ("sums[2] += sums[1]", ""),
         ("sums[2 * k, 1]", "sums[1, 1]"),
-        ("rest[cuts[i]]", "rest[cuts[0]]"),
+        ("complete(y, cuts[i]", "complete(y, cuts[0]"),
+        ("lambda x: boxes(positive(x) if relu else x)", "boxes"),
+        ("outer(boxes(positive(x) if relu else x)", "outer(boxes(x)"),
+        ("rest, gate)\n\n    cpu", "rest, None)\n\n    cpu"),
         ("left[:, :, 1:]", "left[:, :, 1:]"),  # no fault, no news
     ],
     winograd_numpy: [

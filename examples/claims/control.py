@@ -1,6 +1,6 @@
 """The paper's control for attention (SAGAN sec. 5.2, table 1): a residual block of as many weights in its place."""
 
-from minisagan import nn, ops
+from minisagan import nn
 from minisagan.init import Init
 
 
@@ -17,4 +17,4 @@ class ResidualBlock(nn.Module):
         self.gamma = init.constant((), 0)
 
     def __call__(self, x):
-        return x + self.gamma * self.conv2(ops.relu(self.conv1(ops.relu(x))))
+        return x + self.gamma * self.conv2(self.conv1(x, relu=True), relu=True)

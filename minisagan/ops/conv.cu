@@ -19,8 +19,9 @@
 
 struct Shape {  // comes by value, as part of the launch
   int N, H, W, C, Ho, Wo, O, kh, kw, stride, top, left;  // (N, H, W, C) is x, (N, Ho, Wo, O) is y or g
+  int relu;             // whether max(x, 0) is read for x
   int scatter, turned;  // in gather: which of the two; whether w is turned by 180 degrees
-  int relu, small;      // in gather: whether y is max(y, 0), and the rest of half y's height and width
+  int small;            // in gather: whether the rest has half y's height and width
   int slots, each;      // in outer: partial sum z is of slot z mod slots, and of `each` pixels of its images
 };
 
@@ -88,15 +89,18 @@ __device__ inline int kept(int v) {
 }
 
 #ifdef TENSOR_CORES
-// v rounded to TF32's 10 bits of mantissa. To nearest; only what is as near to two may differ from GPU to GPU.
-__device__ inline unsigned to_tf32(float v) {
+// v, or with relu max(v, 0), where a NaN stays one, rounded to TF32's 10 bits of mantissa. To nearest; only what is as
+// near to two may differ from GPU to GPU.
+__device__ inline unsigned to_tf32(float v, bool relu) {
 #ifdef CUDA_ON_CPU
-  return emulated::to_tf32(v);
+  return emulated::to_tf32(relu && v < 0 ? 0 : v);
 #else
   unsigned bits;
 #if __CUDA_ARCH__ >= 900
-  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));  // one instruction there, where the other one is two
+  if (relu) asm("cvt.rn.relu.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+  else asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));  // one instruction there, where the other one is two
 #else
+  if (relu) asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(v));
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
 #endif
   return bits;
@@ -151,7 +155,10 @@ struct Tile {
   }
   // That of the thread's i-th, from its first one's: neither exclusive or sees the step.
   __device__ Four& own(int first, int i) { return value[first + i * (DEEP ? BUSY : SIDE)]; }
-  __device__ real at(int line, int k) const { return value[place(line, k)].v[DEEP ? k % 4 : line % 4]; }
+  __device__ real at(int line, int k, bool relu) const {
+    real v = value[place(line, k)].v[DEEP ? k % 4 : line % 4];
+    return relu && v < 0 ? real(0) : v;  // a NaN stays one
+  }
 
 #ifdef TENSOR_CORES
   // Where a lane's numbers lie if they are for k = 0, 8 (DEEP: places), or for lines from 0, 8, 16 and 24 on.
@@ -171,14 +178,15 @@ struct Tile {
   // Four numbers for mma: with 4 g + t the lane, of lines g and g + 8 after first + line and of terms t and t + 4
   // after k. The line changes first, or the term does, as the lane was made. `first` is a multiple of 32; line and k
   // are known to the compiler. (A tile of 8 lines repeats them.)
-  __device__ void load(unsigned (&bits)[4], const Lane& lane, int first, int line, int k, bool line_first) const {
+  __device__ void load(unsigned (&bits)[4], const Lane& lane, int first, int line, int k, bool line_first,
+                       bool relu) const {
     if constexpr (DEEP) load_matrices(bits, &value[(first + line) * ACROSS + lane.at[k / 8]]);
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      if constexpr (DEEP) bits[e] = to_tf32(__uint_as_float(bits[e]));
+      if constexpr (DEEP) bits[e] = to_tf32(__uint_as_float(bits[e]), relu);
       else {
         int l = (line + 8 * (line_first ? e % 2 : e / 2)) % LINES, term = k + 4 * (line_first ? e / 2 : e % 2);
-        bits[e] = to_tf32(((const real*)value)[term * LINES + first + l / 32 * 32 + lane.at[l / 8 % 4]]);
+        bits[e] = to_tf32(((const real*)value)[term * LINES + first + l / 32 * 32 + lane.at[l / 8 % 4]], relu);
       }
     }
   }
@@ -200,19 +208,20 @@ struct Sums {
 
 #ifdef TENSOR_CORES
   template <class A, class B>
-  __device__ void add_product(const A& a, const B& b, const typename A::Lane& of_a, const typename B::Lane& of_b) {
+  __device__ void add_product(const A& a, const B& b, bool relu, const typename A::Lane& of_a,
+                              const typename B::Lane& of_b) {
 #pragma unroll
     for (int k = 0; k < K; k += 8) {
       unsigned as[4], bs[(WIDE + 1) / 2][2][2];
 #pragma unroll
       for (int j = 0; j < WIDE; j += 2) {
         unsigned four[4];
-        b.load(four, of_b, first_column, j * 8, k, false);
+        b.load(four, of_b, first_column, j * 8, k, false, false);
         for (int e = 0; e < 4; e++) bs[j / 2][e / 2][e % 2] = four[e];
       }
 #pragma unroll
       for (int i = 0; i < HIGH; i++) {
-        a.load(as, of_a, first_row, i * 16, k, true);
+        a.load(as, of_a, first_row, i * 16, k, true, relu);
 #pragma unroll
         for (int j = 0; j < WIDE; j++) mma(value[i][j], as, bs[j / 2][j % 2]);
       }
@@ -220,14 +229,14 @@ struct Sums {
   }
 #else
   template <class A, class B>
-  __device__ void add_product(const A& a, const B& b) {
+  __device__ void add_product(const A& a, const B& b, bool relu) {
 #pragma unroll 4
     for (int k = 0; k < K; k++) {
       real as[HIGH][2], bs[WIDE][2];
 #pragma unroll
-      for (int i = 0; i < 2 * HIGH; i++) as[i / 2][i % 2] = a.at(row(i), k);
+      for (int i = 0; i < 2 * HIGH; i++) as[i / 2][i % 2] = a.at(row(i), k, relu);
 #pragma unroll
-      for (int j = 0; j < 2 * WIDE; j++) bs[j / 2][j % 2] = b.at(column(j / 2) + j % 2, k);
+      for (int j = 0; j < 2 * WIDE; j++) bs[j / 2][j % 2] = b.at(column(j / 2) + j % 2, k, false);
 #pragma unroll
       for (int i = 0; i < HIGH; i++)
 #pragma unroll
@@ -237,7 +246,8 @@ struct Sums {
 #endif
 
   // All `chunks` of K terms. While one is multiplied, STAGES - 1 others are copied. source.fill(a, b) starts to copy
-  // what it is at, and goes on by K terms. also(b) is called with each of B's tiles.
+  // what it is at, and goes on by K terms. With source.relu() max(A, 0) is read for A. also(b) is called with each of
+  // B's tiles.
   template <class Source, class A, class B, class Also>
   __device__ void add_products(Source source, int chunks, A (&as)[STAGES], B (&bs)[STAGES], Also also) {
     for (int chunk = 0; chunk < STAGES - 1; chunk++) {
@@ -256,9 +266,9 @@ struct Sums {
       if (chunk + STAGES - 1 < chunks) source.fill(as[to], bs[to]);
       end_group();
 #ifdef TENSOR_CORES
-      add_product(as[from], bs[from], of_a, of_b);
+      add_product(as[from], bs[from], source.relu(), of_a, of_b);
 #else
-      add_product(as[from], bs[from]);
+      add_product(as[from], bs[from], source.relu());
 #endif
       also(bs[from]);
       from = from + 1 == STAGES ? 0 : from + 1;
@@ -266,12 +276,12 @@ struct Sums {
     }
   }
 
-  // Stores the rows of the tile, O columns each, at where(row) of y, if that is not NOWHERE. The bias and the rest are
-  // added, if there are any, and with `relu` what is below 0 becomes 0.
+  // Stores the rows of the tile, O columns each, at where(row) of y, if that is not NOWHERE. If there is a gate, which
+  // lies as y does, sums are 0 unless it is positive. Then the bias and the rest are added, if there are any.
   template <class Where>
-  __device__ void store(real* y, int O, const real* bias, const real* rest, bool relu, Where where) const {
+  __device__ void store(real* y, int O, const real* bias, const real* rest, const real* gate, Where where) const {
     struct alignas(2 * sizeof(real)) Pair { real v[2]; };
-    bool in_pairs = O % 2 == 0 && (size_t)rest % sizeof(Pair) == 0;  // y is an array's beginning
+    bool in_pairs = O % 2 == 0 && ((size_t)rest | (size_t)gate) % sizeof(Pair) == 0;  // y is an array's beginning
     real added[WIDE][2];
 #pragma unroll
     for (int j = 0; j < 2 * WIDE; j++) {
@@ -286,20 +296,16 @@ struct Sums {
       for (int j = 0; j < WIDE; j++) {
         int o = blockIdx.y * COLUMNS + column(j);
         const real* v = &value[i / 2][j][i % 2 * 2];
-        Pair both = {v[0] + added[j][0], v[1] + added[j][1]};
-        auto complete = [&](int e, real more) {
-          both.v[e] += more;
-          if (relu && both.v[e] < 0) both.v[e] = 0;  // a NaN stays one
-        };
+        auto completed = [&](int e, real open, real more) { return (open > 0 ? v[e] : real(0)) + added[j][e] + more; };
         if (in_pairs) {
           if (o >= O) continue;
+          Pair open = gate ? *(const Pair*)(gate + at.y + o) : Pair{1, 1};
           Pair more = rest ? *(const Pair*)(rest + at.rest + o) : Pair{};
-          complete(0, more.v[0]), complete(1, more.v[1]);
-          *(Pair*)(y + at.y + o) = both;
+          *(Pair*)(y + at.y + o) = {completed(0, open.v[0], more.v[0]), completed(1, open.v[1], more.v[1])};
         } else
           for (int e = 0; e < 2 && o + e < O; e++) {
-            complete(e, rest ? rest[at.rest + o + e] : real(0));
-            y[at.y + o + e] = both.v[e];
+            real open = gate ? gate[at.y + o + e] : real(1), more = rest ? rest[at.rest + o + e] : real(0);
+            y[at.y + o + e] = completed(e, open, more);
           }
       }
     }
@@ -350,8 +356,9 @@ struct Term {
 };
 
 // A is what the taps of ROWS output pixels see of x; B is w, (kh, kw, C, O) or, for a DEEP tile, (kh, kw, O, C). With
-// A_FOURS and B_FOURS they are copied by Fours, else number by number.
-template <int COLUMNS, bool DEEP, bool A_FOURS, bool B_FOURS>
+// A_FOURS and B_FOURS they are copied by Fours, and RELU says whether max(x, 0) is read for x; else number by number,
+// and s.relu is asked.
+template <int COLUMNS, bool DEEP, bool A_FOURS, bool B_FOURS, bool RELU = false>
 struct Gather {
   using TileA = Tile<ROWS, true>;
   using TileB = Tile<COLUMNS, DEEP>;
@@ -359,6 +366,7 @@ struct Gather {
   Term of_a, of_b;                             // of the first number that this thread copies
   const real *x[TileA::EACH], *w;              // what the first tap sees, channel 0; the first tap's weights
   unsigned inside[TileA::EACH];                // the taps' bits
+  bool asked;                                  // s.relu
   int to_a = kept(TileA::place(TileA::line(0), TileA::k())), to_b = kept(TileB::place(TileB::line(0), TileB::k()));
 
   __device__ Gather(const real* images, const real* weights, const Shape& s, const Axis& vertical,
@@ -366,7 +374,7 @@ struct Gather {
       : C(s.C), O(s.O), x_row(vertical.way * s.W * s.C), x_column(horizontal.way * s.C),
         w_row(vertical.tap_step * s.kw * s.C * s.O), w_column(horizontal.tap_step * s.C * s.O),
         of_a{s.C % K ? s.C : K, vertical.taps, horizontal.taps, 0, 0, 0, 0}, of_b(of_a),
-        w(weights + (vertical.tap * s.kw + horizontal.tap) * s.C * s.O) {
+        w(weights + (vertical.tap * s.kw + horizontal.tap) * s.C * s.O), asked(s.relu) {
     of_a.advance(TileA::k());
     of_b.advance(TileB::k());
     for (int i = 0; i < TileA::EACH; i++) {
@@ -379,6 +387,8 @@ struct Gather {
                                      seen(left, horizontal.way, horizontal.taps, s.W) << J;
     }
   }
+
+  __device__ bool relu() const { return A_FOURS && B_FOURS ? RELU : asked; }
 
   __device__ void fill(TileA& a, TileB& b) {
     for (int e = 0; e < (A_FOURS ? 1 : 4); e++) {
@@ -416,7 +426,8 @@ struct Gather {
 
 // blockIdx: x for pixels, y for channels of the output, z for the remainders of its pixels mod s in scatter.
 template <int COLUMNS, bool DEEP>
-__device__ void gather(const real* x, const real* w, const real* bias, const real* rest, real* y, const Shape& s) {
+__device__ void gather(const real* x, const real* w, const real* bias, const real* rest, const real* gate, real* y,
+                       const Shape& s) {
   Axis vertical(s.stride, s.top, s.kh, s.Ho, blockIdx.z / s.stride, s.scatter, s.turned);
   Axis horizontal(s.stride, s.left, s.kw, s.Wo, blockIdx.z % s.stride, s.scatter, s.turned);
   if (vertical.size <= 0 || horizontal.size <= 0) return;  // an image of one row has no odd ones
@@ -426,10 +437,11 @@ __device__ void gather(const real* x, const real* w, const real* bias, const rea
   int chunks = (vertical.taps * horizontal.taps * s.C + K - 1) / K;
   bool a_fours = in_fours(x, s.C), b_fours = in_fours(w, DEEP ? s.C : s.O);
   auto add = [&](auto source) { sums.add_products(source, chunks, as, bs, [](auto&) {}); };
-  if (a_fours && b_fours) add(Gather<COLUMNS, DEEP, true, true>(x, w, s, vertical, horizontal));
+  if (a_fours && b_fours && !s.relu) add(Gather<COLUMNS, DEEP, true, true>(x, w, s, vertical, horizontal));
+  else if (a_fours && b_fours && !DEEP) add(Gather<COLUMNS, DEEP, true, true, !DEEP>(x, w, s, vertical, horizontal));
   else if (a_fours) add(Gather<COLUMNS, DEEP, true, false>(x, w, s, vertical, horizontal));
   else add(Gather<COLUMNS, DEEP, false, false>(x, w, s, vertical, horizontal));
-  sums.store(y, s.O, bias, rest, s.relu, [&](int row) {
+  sums.store(y, s.O, bias, rest, gate, [&](int row) {
     int p = blockIdx.x * ROWS + row, line = p / horizontal.size, n = line / vertical.size;
     int h = line % vertical.size * vertical.stride + vertical.parity;
     int v = p % horizontal.size * horizontal.stride + horizontal.parity;
@@ -438,23 +450,25 @@ __device__ void gather(const real* x, const real* w, const real* bias, const rea
   });
 }
 
-#define GATHER_TAKES const real *x, const real *w, const real *bias, const real *rest, real *y, Shape s
+#define GATHER_TAKES \
+  const real *x, const real *w, const real *bias, const real *rest, const real *gate, real *y, Shape s
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_8(GATHER_TAKES) { gather<8, false>(x, w, bias, rest, y, s); }
+    gather_8(GATHER_TAKES) { gather<8, false>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_8_swapped(GATHER_TAKES) { gather<8, true>(x, w, bias, rest, y, s); }
+    gather_8_swapped(GATHER_TAKES) { gather<8, true>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, rest, y, s); }
+    gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, rest, y, s); }
+    gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, rest, gate, y, s); }
+// Three of these fit on a processor without the gate and the ReLU, and so they shall with them.
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, rest, y, s); }
+    gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, rest, y, s); }
+    gather_128(GATHER_TAKES) { gather<WIDEST, false>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_128(GATHER_TAKES) { gather<WIDEST, false>(x, w, bias, rest, y, s); }
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    gather_128_swapped(GATHER_TAKES) { gather<WIDEST, true>(x, w, bias, rest, y, s); }
+    gather_128_swapped(GATHER_TAKES) { gather<WIDEST, true>(x, w, bias, rest, gate, y, s); }
 
 // ---- outer
 
@@ -470,7 +484,7 @@ struct Pixel {
 
 // A's rows are the (i, j, c), and what they see of x from each of g's pixels; B is g. A block sums pixels p to end - 1 of
 // its slot's, which has the images slot, slot + slots, ... (batch.slots).
-template <int COLUMNS, bool A_FOURS, bool B_FOURS>
+template <int COLUMNS, bool A_FOURS, bool B_FOURS, bool RELU = false>
 struct Outer {
   using TileA = Tile<ROWS, false>;
   using TileB = Tile<COLUMNS, false>;
@@ -488,6 +502,8 @@ struct Outer {
         at{s.Ho, s.Wo, p / s.Wo / s.Ho, p / s.Wo % s.Ho, p % s.Wo} {
     for (int i = 0; i < TileA::EACH; i++) row(TileA::line(i), offset[i], needed[i]);
   }
+
+  __device__ bool relu() const { return A_FOURS && B_FOURS ? RELU : s.relu; }
 
   __device__ void row(int line, int& offset, unsigned& needed) const {
     int m = blockIdx.x * ROWS + line, i = m / s.C / s.kw, j = m / s.C % s.kw;
@@ -575,11 +591,12 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
     else sums.add_products(source, chunks, as, bs, [](auto&) {});
   };
   bool a_fours = in_fours(x, s.C), b_fours = in_fours(g, s.O);
-  if (a_fours && b_fours) add(Outer<COLUMNS, true, true>(x, g, s, first, end));
+  if (a_fours && b_fours && s.relu) add(Outer<COLUMNS, true, true, true>(x, g, s, first, end));
+  else if (a_fours && b_fours) add(Outer<COLUMNS, true, true>(x, g, s, first, end));
   else if (a_fours) add(Outer<COLUMNS, true, false>(x, g, s, first, end));
   else add(Outer<COLUMNS, false, false>(x, g, s, first, end));
   partial += (long long)blockIdx.z * (rows + 1) * s.O;
-  sums.store(partial, s.O, nullptr, nullptr, false, [&](int row) {
+  sums.store(partial, s.O, nullptr, nullptr, nullptr, [&](int row) {
     int m = blockIdx.x * ROWS + row;
     return m < rows ? Place{(long long)m * s.O, 0} : NOWHERE;
   });

@@ -12,15 +12,15 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
 
 outer has one more row, db = sum_hw g[h, w]: b is the weight of a 1 that every position sees.
 
-What a residual block adds to a convolution (`rest`), the ReLU that follows one, and other cotangents of its x are taken
-along where a sum is stored: y = max(rest + b + gather(x, w), 0). So they cost no pass over memory of their own.
+The ReLU before a convolution, what a residual block adds to it (`rest`) and other cotangents of its x are taken along
+where x is read and a sum is stored: y = b + rest + gather(max(x, 0), w), dx = rest + [x > 0] scatter(g, w^T). So they
+cost no pass over memory of their own.
 """
 
 import numpy as np
 
 from minisagan import batch, kinks
 from minisagan.autograd import Tensor
-from minisagan.ops.activation import relu_backward
 from minisagan.ops.resample import repeat, sum_blocks
 from minisagan.primitives import primitive
 
@@ -28,7 +28,7 @@ from minisagan.primitives import primitive
 def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    `rest`, of y's shape or up-sampled to it, is added; with `relu`, y is then max(y, 0), and g counts where y > 0.
+    `rest`, of y's shape or up-sampled to it, is added; with `relu`, x stands for max(x, 0), and dx is 0 unless x > 0.
     dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g.
     """
     kh, kw = w.shape[:2]
@@ -37,38 +37,36 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
     xd, wd, at = x.data, w.data, (stride, kh // 2, kw // 2)  # stride, top, left
     size = tuple(-(-side // stride) for side in x.shape[1:3])  # rounded up
     return convolution(
-        "conv", (x, w, b, rest),
-        lambda *added: gather(xd, wd, *at, size, *added),
-        lambda g, rest: scatter(g, swapped(wd), *at, xd.shape[1:3], None, rest),
-        lambda g: batch.sum(lambda x, g: outer(x, g, (kh, kw), *at), xd, g),
-        relu,
+        "conv", (x, w, b, rest), relu,
+        lambda x, *more: gather(x, wd, *at, size, *more),
+        lambda g, *more: scatter(g, swapped(wd), *at, xd.shape[1:3], None, *more),
+        lambda g: batch.sum(lambda x, g: outer(x, g, (kh, kw), *at, relu), xd, g),
     )  # fmt: skip
 
 
-def convolution(name, inputs, forward, dx, dw_db, relu=False):
-    """The Tensor of forward(bias, rest, relu); for its backward pass dx(g, rest), and dw_db(g) as `outer` gives it."""
+def convolution(name, inputs, relu, forward, dx, dw_db):
+    """The Tensor of forward(x, bias, rest, relu); for its backward pass dw_db(g), as `outer` gives it, and dx(g, rest,
+    gate): the gate is x with `relu`, else None."""
     x, w, b, _ = inputs
     if x.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
         shapes = ", ".join(str(p.shape) for p in inputs[:3] if p is not None)
         raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
-    bias, rest = (p if p is None else p.data for p in inputs[2:])
-    y = out = forward(bias, rest, relu)
+    x, bias, rest = (p if p is None else p.data for p in (x, b, inputs[3]))
+    on = kinks.chosen(lambda: x > 0) if relu else None  # None, except in a gradient check
+    y = forward(x if on is None else x * on, bias, rest, relu and on is None)
     small = rest is not None and rest.shape != y.shape  # of half the height and width
     if small and rest.shape != (len(y), y.shape[1] / 2, y.shape[2] / 2, y.shape[3]):
         raise ValueError(f"a convolution of shape {y.shape} can't be added to a rest of shape {rest.shape}")
-    if relu and (on := kinks.chosen(lambda: y > 0)) is not None:  # a gradient check
-        out = forward(bias, rest, False) * on
     shape, given = w.shape, [p is not None for p in inputs]
 
     def vjp(g, needs):
-        g = relu_backward(y, g) if relu else g
-        found = [lambda rest: dx(g, rest), None, None, sum_blocks(g, 1) if small else g]
+        found = [lambda rest: dx(g, rest, x if relu else None), None, None, sum_blocks(g, 1) if small else g]
         if any(needs[1 : 2 + given[2]]):  # w, and b if there is one
             rows = dw_db(g)
             found[1:3] = rows[:-1].reshape(shape), rows[-1]
         return [cotangent for cotangent, wanted in zip(found, given, strict=True) if wanted]
 
-    return Tensor(out, [p for p in inputs if p is not None], vjp, name)
+    return Tensor(y, [p for p in inputs if p is not None], vjp, name)
 
 
 swapped = lambda w: w.transpose(0, 1, 3, 2)  # (kh, kw, C, O) -> (kh, kw, O, C): the w^T of each tap
@@ -87,35 +85,36 @@ def _padded(x, kernel, stride, top, left, size):
 def gather(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
     """y[h, w] = bias + rest + sum_ij x[s h + i - t, s w + j - l] @ w[i, j]: (N, H, W, C) -> (N, *size, O).
 
-    bias is (O,), rest of y's shape or half its height and width; with relu it is max(y, 0).
+    bias is (O,), rest of y's shape or half its height and width; with relu it reads max(x, 0) for x.
     """
-    _, tap = _padded(x, w.shape[:2], stride, top, left, size)
-    y = sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0)
-    return _completed(y, bias, rest, relu)
+    _, tap = _padded(np.maximum(x, 0) if relu else x, w.shape[:2], stride, top, left, size)
+    return _completed(sum((tap(i, j) @ w[i, j] for i, j in np.ndindex(w.shape[:2])), start=0), bias, rest)
 
 
 @primitive
-def scatter(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
-    """y[s h + i - t, s w + j - l] += x[h, w] @ w[i, j], from y = bias + rest: (N, H, W, C) -> (N, *size, O)."""
+def scatter(x, w, stride, top, left, size, bias=None, rest=None, gate=None):
+    """y[s h + i - t, s w + j - l] += x[h, w] @ w[i, j], from y = bias + rest: (N, H, W, C) -> (N, *size, O).
+
+    The sum counts where `gate`, of y's shape, is positive, if there is one; bias and rest do everywhere.
+    """
     y, tap = _padded(np.zeros((len(x), *size, w.shape[3]), x.dtype), w.shape[:2], stride, top, left, x.shape[1:3])
     for i, j in np.ndindex(w.shape[:2]):
         tap(i, j)[...] += x @ w[i, j]
-    return _completed(y, bias, rest, relu)
+    return _completed(y if gate is None else y * (gate > 0), bias, rest)
 
 
-def _completed(y, bias, rest, relu):
+def _completed(y, bias, rest):
     y = y if bias is None else y + bias
-    y = y if rest is None else y + (rest if rest.shape == y.shape else repeat(rest, 1))
-    return np.maximum(y, 0) if relu else y
+    return y if rest is None else y + (rest if rest.shape == y.shape else repeat(rest, 1))
 
 
 @primitive
-def outer(x, g, kernel, stride, top, left):
+def outer(x, g, kernel, stride, top, left, relu=False):
     """The rows of dw, (i, j, c), and then db: x (N, H, W, C), g (N, *size, O) -> (kh kw C + 1, O).
 
-    dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w];  db = sum_nhw g[h, w].
+    dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w], with relu max(x, 0) for x;  db = sum_nhw g[h, w].
     """
-    _, tap = _padded(x, kernel, stride, top, left, g.shape[1:3])
+    _, tap = _padded(np.maximum(x, 0) if relu else x, kernel, stride, top, left, g.shape[1:3])
     dw = [np.einsum("nhwc,nhwo->co", tap(i, j), g) for i, j in np.ndindex(kernel)]
     return np.concatenate([*dw, channel_sum(g)[None]])
 

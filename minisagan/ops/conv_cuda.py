@@ -14,8 +14,8 @@ kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu
 TAPS = 15  # of a kernel along an axis, at most: conv.cu has a bit for each
-NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "scatter", "turned", "relu"
-NUMBERS += "small", "slots", "each"
+NUMBERS = *"NHWC", "Ho", "Wo", "O", "kh", "kw", "stride", "top", "left", "relu", "scatter", "turned", "small"
+NUMBERS += "slots", "each"
 SHAPE = np.dtype([(name, np.int32) for name in NUMBERS])  # the struct Shape of conv.cu
 
 
@@ -23,11 +23,11 @@ def gather(x, w, stride, top, left, size, *added):
     return _gather(False, x, w, stride, top, left, size, *added)
 
 
-def scatter(x, w, stride, top, left, size, *added):
-    return _gather(True, x, w, stride, top, left, size, *added)
+def scatter(x, w, stride, top, left, size, bias=None, rest=None, gate=None):
+    return _gather(True, x, w, stride, top, left, size, bias, rest, gate=gate)
 
 
-def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=False):
+def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=False, gate=None):
     """Either of the two: scatter is s x s gathers, in one launch."""
     cupy, N, (kh, kw, _, O) = cuda.cupy(), len(x), w.shape
     _check(kh, kw)
@@ -37,20 +37,20 @@ def _gather(scatter, x, w, stride, top, left, size, bias=None, rest=None, relu=F
         columns, across = 64, -(-O // 64)  # more blocks instead: outer has its partial sums for that
     w, turned, swapped = _layout(w)
     x, y = cupy.ascontiguousarray(x), cupy.empty((N, *size, O), x.dtype)
-    rest = rest if rest is None else cupy.ascontiguousarray(rest)
+    rest, gate = (a if a is None else cupy.ascontiguousarray(a) for a in (rest, gate))
     small = rest is not None and rest.shape != y.shape
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, scatter, turned, relu, small, 1, 0), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, relu, scatter, turned, small, 1, 0), SHAPE)
     name = f"gather_{columns}_swapped" if swapped else f"gather_{columns}"
-    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, rest, y, shape)
+    kernels(name, (down, across, sets * sets), THREADS, x, w, bias, rest, gate, y, shape)
     return y
 
 
-def outer(x, g, kernel, stride, top, left):
-    partial = partial_outer(x, g, kernel, stride, top, left)
+def outer(*given):
+    partial = partial_outer(*given)
     return partial[0] if len(partial) == 1 else column_sums(partial)
 
 
-def partial_outer(x, g, kernel, stride, top, left):
+def partial_outer(x, g, kernel, stride, top, left, relu=False):
     """Sums over some pixels of some images, in the order in which column_sums takes them: (n, kh kw C + 1, O)."""
     cupy, (N, *size, O), (kh, kw), C = cuda.cupy(), g.shape, kernel, x.shape[3]
     _check(kh, kw)
@@ -62,7 +62,7 @@ def partial_outer(x, g, kernel, stride, top, left):
     sums = slots * -(-pixels // each)
     x, g = cupy.ascontiguousarray(x), cupy.ascontiguousarray(g)
     partial = cupy.empty((sums, kh * kw * C + 1, O), x.dtype)
-    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, 0, 0, 0, 0, slots, each), SHAPE)
+    shape = np.array((*x.shape, *size, O, kh, kw, stride, top, left, relu, 0, 0, 0, slots, each), SHAPE)
     kernels(f"outer_{columns}", (down, across, sums), THREADS, x, g, partial, shape)
     return partial
 

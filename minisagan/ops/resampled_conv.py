@@ -26,29 +26,29 @@ def up_conv(x, w, b=None):
     """
     xd, v = x.data, _turned(_smeared(w, 1))
     return convolution(
-        "up_conv", (x, w, b, None),
-        lambda *added: smeared_scatter(xd, v, *added),
-        lambda g, rest: smeared_gather(g, swapped(v), None, rest),
+        "up_conv", (x, w, b, None), False,
+        lambda x, bias, rest, _: smeared_scatter(x, v, bias, rest),
+        lambda g, rest, _: smeared_gather(g, swapped(v), None, rest),
         lambda g: batch.sum(lambda x, g: smeared_outer(g, x, 1, True), xd, g),
     )  # fmt: skip
 
 
-def conv_down(x, w, b=None, rest=None):
+def conv_down(x, w, b=None, rest=None, relu=False):
     """avg_pool(conv(x, w, b)) at 16/36 of the work: x (N, H, W, C), H and W even, w (3, 3, C, O) -> (N, H/2, W/2, O).
 
     Along one axis y[h] is the mean of sum_i w[i] x[2h + a + i - 1] over a = 0, 1. With k = a + i it is the sum of
     u[k] x[2h + k - 1] with u[k] = (w[k] + w[k - 1]) / 2: gather(x, u), where u = smear(w) / 4 on two axes.
     dx = scatter(g, u^T);  dw = unsmear(outer(x, g)) / 4.  Without this fusion a step at 32x32 takes 19 % longer.
-    With `rest`, of y's shape, it is added.
+    `rest`, of y's shape, is added; `relu` as in conv.
     """
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"conv_down halves even heights and widths, not {x.shape[1]}x{x.shape[2]}")
     xd, u = x.data, _smeared(w, 0.25)
     return convolution(
-        "conv_down", (x, w, b, rest),
-        lambda *added: smeared_gather(xd, u, *added),
-        lambda g, rest: smeared_scatter(g, swapped(u), None, rest),
-        lambda g: batch.sum(lambda x, g: smeared_outer(x, g, 0.25, False), xd, g),
+        "conv_down", (x, w, b, rest), relu,
+        lambda x, *more: smeared_gather(x, u, *more),
+        lambda g, *more: smeared_scatter(g, swapped(u), None, *more),
+        lambda g: batch.sum(lambda x, g: smeared_outer(x, g, 0.25, False, relu), xd, g),
     )  # fmt: skip
 
 
@@ -68,15 +68,15 @@ def smeared_gather(x, u, bias=None, rest=None, relu=False):
 
 
 @primitive
-def smeared_scatter(x, u, bias=None, rest=None, relu=False):
+def smeared_scatter(x, u, bias=None, rest=None, gate=None):
     """scatter with a smeared kernel and stride 2: x (N, H, W, C) -> (N, 2H, 2W, O)."""
-    return scatter(x, u, 2, 1, 1, (2 * x.shape[1], 2 * x.shape[2]), bias, rest, relu)
+    return scatter(x, u, 2, 1, 1, (2 * x.shape[1], 2 * x.shape[2]), bias, rest, gate)
 
 
 @primitive
-def smeared_outer(x, g, factor, transposed):
+def smeared_outer(x, g, factor, transposed, relu=False):
     """dw and db (9 C + 1, O) from those of the smeared kernel, outer(x, g) of stride 2; for up_conv its transpose."""
-    rows, shape = outer(x, g, (4, 4), 2, 1, 1), (4, 4, x.shape[3], g.shape[3])
+    rows, shape = outer(x, g, (4, 4), 2, 1, 1, relu), (4, 4, x.shape[3], g.shape[3])
     dw, db = rows[:-1].reshape(shape), channel_sum(x) if transposed else rows[-1]
     dw = factor * unsmear(_turned(swapped(dw)) if transposed else dw)
     return np.concatenate([dw.reshape(-1, len(db)), db[None]])

@@ -14,9 +14,9 @@ def smear(w, factor):
     return u
 
 
-def smeared_outer(x, g, factor, transposed):
+def smeared_outer(x, g, factor, transposed, relu=False):
     """Each partial sum is unsmeared before it is added: what is done after that does not round like it."""
-    partial = partial_outer(x, g, (4, 4), 2, 1, 1)
+    partial = partial_outer(x, g, (4, 4), 2, 1, 1, relu)
     C, O = (g.shape[3], x.shape[3]) if transposed else (x.shape[3], g.shape[3])
     rows, threads = cuda.cupy().empty((9 * C + 1, O), x.dtype), cuda.columns_of(batch.slots(32))
     sizes = float(factor), len(partial), C, O, int(transposed)
