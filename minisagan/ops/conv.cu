@@ -32,9 +32,11 @@ constexpr int RESIDENT = 2;  // blocks on a processor: 255 registers for each th
 #define TENSOR_CORES
 constexpr int STAGES = 3;  // tiles of each matrix: 48 KB of shared memory at most, which any GPU has twice
 constexpr int WIDEST = 128;
+constexpr int RESIDENT_64 = 3;  // of outer_64 and gather_64: the compiler would take a few registers too many for three
 #else
 constexpr int STAGES = 2;
 constexpr int WIDEST = 64;  // more columns would not fit into registers: the kernels for 128 are not launched
+constexpr int RESIDENT_64 = RESIDENT;
 #endif
 
 #define LANE (threadIdx.x % WARP)
@@ -460,8 +462,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_32(GATHER_TAKES) { gather<32, false>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_32_swapped(GATHER_TAKES) { gather<32, true>(x, w, bias, rest, gate, y, s); }
-// Three of these fit on a processor without the gate and the ReLU, and so they shall with them.
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_64)
     gather_64(GATHER_TAKES) { gather<64, false>(x, w, bias, rest, gate, y, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     gather_64_swapped(GATHER_TAKES) { gather<64, true>(x, w, bias, rest, gate, y, s); }
@@ -609,8 +610,8 @@ __device__ void outer(const real* x, const real* g, real* partial, const Shape& 
 #define OUTER_TAKES const real *x, const real *g, real *partial, Shape s
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_8(OUTER_TAKES) { outer<8>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) outer_32(OUTER_TAKES) { outer<32>(x, g, partial, s); }
-// Three of these fit on a processor without the sums for db, and so they shall with them.
-extern "C" __global__ void __launch_bounds__(THREADS, 3) outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_64)
+    outer_64(OUTER_TAKES) { outer<64>(x, g, partial, s); }
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     outer_128(OUTER_TAKES) { outer<WIDEST>(x, g, partial, s); }
 
