@@ -167,6 +167,7 @@ def conv(draw):
 
     yield from both("3x3", (2, 4, 5, 3), (3, 3, 3, 2))
     yield from both("1x1", (2, 4, 3, 4), (1, 1, 4, 3))
+    yield from both("images of one pixel", (5, 1, 1, 4), (1, 1, 4, 3))
     yield from both("5x5, one image", (1, 6, 4, 2), (5, 5, 2, 3))
     yield from both("3x1", (2, 5, 4, 2), (3, 1, 2, 3))
     yield from both("1x5", (2, 3, 4, 3), (1, 5, 3, 2))
@@ -219,8 +220,8 @@ def conv_down(draw):
     yield Case("relu", partial(ops.conv_down, relu=True), draw((2, 4, 6, 3), (3, 3, 3, 2), (2,)))
     block = lambda x, w: ops.conv_down(x, w, rest=ops.avg_pool(x), relu=True)
     yield Case("x twice", block, draw((2, 4, 2, 3), (3, 3, 3, 3)))
-    skipped = lambda x, w: ops.conv_down(x, w) + ops.avg_pool(x)
-    yield Case("many channels, x twice", skipped, draw((2, 4, 2, 64), (3, 3, 64, 64)))
+    skipped = lambda x, w: ops.conv_down(x, w, relu=True) + ops.avg_pool(x)
+    yield Case("many channels, relu, x twice", skipped, draw((2, 4, 2, 64), (3, 3, 64, 64)))
     yield Case("several chunks", ops.conv_down, draw((7, 32, 40, 6), (3, 3, 6, 5)), linear=True)
 
 
