@@ -199,18 +199,21 @@ def test_collapse(distances, gradients, step):
     assert spectral_norm.collapse(steps, distances, gradients) == step
 
 
-def test_a_value_between_two_measurements():
-    log = {"step": [100, 200, 300], "seconds": [10, 20, 40], "distance": [8.0, 4.0, None]}
-    assert ttur.at(log, "seconds", 15, "distance") == 6 and ttur.at(log, "step", 175, "distance") == 5
-    assert np.isnan(ttur.at(log, "seconds", 30, "distance"))
-
-
 def test_plans_are_fair():
-    runs = ttur.plan("drawn-digits", full=False, quick=False)
-    assert len(runs) == 15 and {run["spectral_norm"] for run in runs} == {"both"}
-    arms = {(run["d_steps"], run["lr_g"], run["lr_d"]) for run in runs}
-    assert arms == {(1, 16e-4, 16e-4), (1, 8e-4, 32e-4), (5, 16e-4, 16e-4)}
-    assert len(spectral_norm.plan("mnist", full=False, quick=False)) == 12
+    runs = ttur.plan("mnist", full=False, quick=False)
+    assert {(run["d_steps"], run["lr_g"], run["lr_d"]) for run in runs} == {
+        (1, 6e-4, 24e-4), *((d_steps, r, r) for d_steps in (1, 5) for r in (12e-4, 24e-4))
+    }
+    assert len(runs) == 15 and all(run["beta2"] == 0.98 and run["fall"] == 0.5 and run["pack"] == 2 for run in runs)
+    time = {run["d_steps"]: run["steps"] * (run["d_steps"] * 0.028 + 0.036) for run in runs}
+    assert time == {1: pytest.approx(96), 5: pytest.approx(96, abs=0.1)}
+    runs = spectral_norm.plan("mnist", full=False, quick=False)
+    assert [(run["lr_g"] / 4e-4, run["lr_d"] / 16e-4, run["seed"]) for run in runs[::2]] == [
+        (1, 1, 0), (2, 2, 0), (4, 4, 0), (4, 4, 1)
+    ]  # fmt: skip
+    assert [run["spectral_norm"] for run in runs] == ["discriminator", "both"] * 4
+    differ = {"spectral_norm", "lr_g", "lr_d", "seed"}
+    assert len({json.dumps({name: run[name] for name in run if name not in differ}) for run in runs}) == 1
     runs = attention.plan(full=False, quick=False)
     assert len(runs) == 30 and len({json.dumps(run) for run in runs}) == 30
     assert {run["seed"] for run in runs} == set(range(5))
@@ -218,12 +221,45 @@ def test_plans_are_fair():
     assert all(run in full for run in runs) and len({json.dumps(run) for run in full}) == len(full)
 
 
+@pytest.mark.parametrize("script", [spectral_norm, ttur])
+def test_what_is_stored_are_the_runs_of_the_plan(script):
+    path = CLAIMS / "results" / script.__name__
+    rows = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows] == script.plan("mnist", full=False, quick=False)
+    for row in rows:
+        assert list(row["log"]) == list(digits.COLUMNS) and row["log"]["step"][-1] == row["run"]["steps"]
+    shown = re.sub("^    ", "", (CLAIMS / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    assert path.with_suffix(".txt").read_text(encoding="utf-8") in shown
+
+
+def test_what_the_stored_runs_came_to():
+    """The sentences of README: which runs of claim 2 collapsed, and when; which arm of claim 3 is ahead."""
+    read = lambda name: map(json.loads, (CLAIMS / "results" / name).read_text().splitlines())
+    collapsed = {}
+    for row in read("spectral_norm.jsonl"):
+        run, log = row["run"], row["log"]
+        arm = run["lr_g"], run["spectral_norm"]
+        collapsed.setdefault(arm, []).append(spectral_norm.collapse(log["step"], log["distance"], log["grad_g"]))
+    assert collapsed == {
+        (4e-4, "discriminator"): [None], (4e-4, "both"): [None],
+        (8e-4, "discriminator"): [None], (8e-4, "both"): [None],
+        (16e-4, "discriminator"): [4500, 4750], (16e-4, "both"): [2000, 1750],
+    }  # fmt: skip
+    ends = {}
+    for row in read("ttur.jsonl"):
+        arm = row["run"]["d_steps"], row["run"]["lr_g"]
+        ends.setdefault(arm, []).append(row["log"]["distance"][-1])
+    ahead = lambda one, other: sum(a < b for a, b in zip(ends[one], ends[other], strict=True))
+    assert ahead((1, 24e-4), (1, 12e-4)) == ahead((1, 12e-4), (1, 6e-4)) == ahead((1, 6e-4), (5, 12e-4)) == 3
+    assert ahead((1, 6e-4), (5, 24e-4)) == 1 and ahead((1, 24e-4), (5, 24e-4)) == 3
+
+
 def test_sigma_is_the_largest_singular_value():
     net = Module()
     net.one, net.two = (nn.Linear(Init(0), 3, 2) for _ in range(2))
     net.one.w.data[...] = [[3, 0], [0, 1], [0, 0]]
     net.two.w.data[...] = [[0, 12], [1, 0], [0, 0]]
-    assert digits.sigma(net) == pytest.approx(6)
+    assert digits.sigmas(net) == pytest.approx([3, 12])
 
 
 def test_a_divergence_is_a_result(monkeypatch):
@@ -237,12 +273,15 @@ def test_a_divergence_is_a_result(monkeypatch):
             if self.step == 250:
                 raise Diverged("NaN")
 
-    monkeypatch.setattr(digits, "start", lambda *_: Stub())
-    monkeypatch.setattr(digits, "distance", lambda training, _: {"distance": 1000 / training.step, "accuracy": 0.5})
-    monkeypatch.setattr(digits, "sigma", lambda _: 2)
-    log = digits.train("drawn-digits", "none", 1, 1, 1, seed=0, steps=1000)
-    assert log["step"] == [*range(100, 1001, 100)] and log["distance"] == [10, 5, *[None] * 8]
-    assert log["grad_g"] == [5, 5, *[None] * 8] and None not in log["seconds"]
+    found = lambda training, _: {"distance": 1000 / training.step, "accuracy": 0.5, "recall": 0.25}
+    monkeypatch.setattr(digits, "start", lambda **_: Stub())
+    monkeypatch.setattr(digits, "distance", found)
+    monkeypatch.setattr(digits, "sigmas", lambda _: [1, 4])
+    log = digits.train(dataset="mnist", steps=1000)
+    assert list(log) == list(digits.COLUMNS)
+    assert log["step"] == [*range(50, 1001, 50)] and log["distance"] == [20, 10, 6.667, 5, *[None] * 16]
+    assert log["grad_g"] == [5] * 4 + [None] * 16 and None not in log["seconds"]
+    assert log["sigma_g"][:5] == [2] * 4 + [None] and log["largest_d"][:5] == [4] * 4 + [None]
 
 
 # The scripts, as they are called.
@@ -258,12 +297,12 @@ def run(tmp_path):
     name = f"drawn-digits-{classifier._key(digits)}.safetensors"
     classifier._keep(net, tmp_path / "data" / "classifiers" / name)
 
-    def run(name):
+    def run(name, *more):
         root = Path(minisagan.__file__).parents[1]
         environment = os.environ | {
             "PYTHONPATH": str(root), "MINISAGAN_DATA": str(tmp_path / "data"), "PYTHONIOENCODING": "utf-8"
         }
-        command = [sys.executable, CLAIMS / name, "--quick", "--jobs", "2", "--out", tmp_path / "out"]
+        command = [sys.executable, CLAIMS / name, "--quick", "--jobs", "2", "--out", tmp_path / "out", *more]
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
         assert done.returncode == 0 and not done.stderr, done.stderr
         out = tmp_path / "out" / name
@@ -295,16 +334,17 @@ def test_attention_alone_quick(run):
 
 
 def test_spectral_norm_quick(run):
-    printed, rows = run("spectral_norm.py")
-    assert len(rows) == 4 and "norm in D only, rates x 4" in printed and "10.0 % right on test images" in printed
+    printed, rows = run("spectral_norm.py", "--dataset", "drawn-digits")
+    assert len(rows) == 4 and re.search("rates x 4 +norm in D only", printed)
+    assert "10.0 % right on test images" in printed
     for row in rows:
         log = row["log"]
         assert log["step"] == [1] and log["distance"][0] > 0 and 0 <= log["accuracy"][0] <= 0.4
-        assert 0.9 < log["sigma_g"][0] < 1.2 and log["grad_g"][0] > 0  # orthogonal weights, hardly moved
+        assert 0.9 < log["sigma_g"][0] <= log["largest_g"][0] < 1.3 and log["grad_g"][0] > 0  # orthogonal, hardly moved
 
 
 def test_ttur_quick(run):
-    printed, rows = run("ttur.py")
-    assert len(rows) == 6 and "1:1 TTUR - 5:1 equal" in printed
+    printed, rows = run("ttur.py", "--dataset", "drawn-digits")
+    assert len(rows) == 10 and "1:1 TTUR - 5:1 equal, 1.2e-3" in printed
     time = {d: np.mean([row["log"]["seconds"][0] for row in rows if row["run"]["d_steps"] == d]) for d in (1, 5)}
     assert 1.5 < time[5] / time[1] < 6  # 1 + 5 steps to 1 + 1

@@ -19,8 +19,11 @@ from minisagan.judge.evaluation import Judge
 from minisagan.sampling import draw
 from minisagan.train import Training
 
-SAMPLES, MEASUREMENTS = 500, 10
-COLUMNS = ("step", "seconds", "distance", "accuracy", "grad_g", "grad_d", "sigma_g", "sigma_d")
+SAMPLES, MEASUREMENTS = 500, 20
+COLUMNS = (
+    "step", "seconds", "distance", "accuracy", "recall", "grad_g", "grad_d", "sigma_g", "sigma_d", "largest_g",
+    "largest_d",
+)  # fmt: skip
 
 
 load = cache(data.load)
@@ -35,44 +38,44 @@ def judge(dataset):
 def dataset_option(function):
     """--dataset, for a click command."""
     names = click.Choice(["drawn-digits", "mnist", "fashion-mnist", "kmnist"])
-    return click.option("--dataset", type=names, default="drawn-digits", help="What to learn.")(function)
+    return click.option("--dataset", type=names, default="mnist", help="What to learn.")(function)
 
 
 def heading(logs, dataset):
     """What stands above a table of distances."""
-    seeds = len({run["seed"] for run, _ in logs})
+    alike = lambda run: sum(run | {"seed": 0} == other | {"seed": 0} for other, _ in logs)
+    seeds = sorted({alike(run) for run, _ in logs})
+    over = "one seed" if seeds == [1] else f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
     net, floor = judge(dataset).classifier, judge(dataset).floor()["frechet"]
     return (
         f"{dataset}: Frechet distance of {SAMPLES} samples ({SAMPLES} real images: {floor:.1f}); accuracy of the class "
         f"asked for;\nclassifier {net.hash}, {100 * net.accuracy:.1f} % right on test images; "
-        f"mean ± standard deviation over {seeds} seeds\n\n"
+        f"{over}\n\n"
     )
 
 
-def start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
-    """The Training of a run: width 8, batch 32, attention at 16x16, queries of C/8; the rest is Config's."""
+def start(dataset, seed, steps, pack, spectral_norm, **rates):
+    """The Training of a run: width 8, batch 32; `rates` are lr_g, lr_d, beta2, fall and d_steps; the rest is usual."""
     digits = load(dataset)
     arch = Architecture(
         size=digits.size,
         channels=digits.channels,
         classes=len(digits.classes),
         width=8,
+        pack=pack,
         spectral_norm=spectral_norm,
-        attention_key=8,
     )
-    config = Config(
-        dataset, steps=steps, batch_size=32, seed=seed, d_steps=d_steps, lr_g=lr_g, lr_d=lr_d, architecture=arch
-    )
-    return Training(config, digits)
+    return Training(Config(dataset, steps=steps, batch_size=32, seed=seed, architecture=arch, **rates), digits)
 
 
-def train(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
-    """The log of one run, COLUMNS with a value after each tenth of its steps.
+def train(**run):
+    """The log of one run, the arguments of `start`: COLUMNS with a value after each twentieth of its steps.
 
-    seconds are CPU seconds of training; distance and accuracy the averaged generator's; the norms of gradients means
-    over the steps since the row before. After a divergence there are no values (null).
+    seconds are CPU seconds of training; distance, accuracy and recall the averaged generator's; the norms of gradients
+    means over the steps since the row before; sigma the geometric mean over layers of the largest singular value of W,
+    as it is stored, and largest that of the layer where it is largest. After a divergence there are no values (null).
     """
-    training, clock = start(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps), Clock()
+    training, clock, steps = start(**run), Clock(), run["steps"]
     every, rows, norms = -(-steps // MEASUREMENTS), [], []
     try:
         while training.step < steps:
@@ -80,12 +83,11 @@ def train(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
                 training.advance()
             norms.append([np.linalg.norm(adam.g) for adam in (training.adam_g, training.adam_d)])
             if training.step % every == 0 or training.step == steps:
-                grad_g, grad_d = np.mean(norms, axis=0)
-                rows.append(
-                    {"step": training.step, "seconds": clock.seconds}
-                    | distance(training, dataset)
-                    | {"grad_g": grad_g, "grad_d": grad_d, "sigma_g": sigma(training.G), "sigma_d": sigma(training.D)}
-                )
+                rows.append({"step": training.step, "seconds": clock.seconds} | distance(training, run["dataset"]))
+                for net, norm in zip("gd", np.mean(norms, axis=0), strict=True):
+                    found = sigmas(getattr(training, net.upper()))
+                    middle = np.exp(np.mean(np.log(found)))
+                    rows[-1] |= {f"grad_{net}": norm, f"sigma_{net}": middle, f"largest_{net}": max(found)}
                 norms.clear()
     except Diverged:
         missing = range(every * (len(rows) + 1), steps + 1, every)
@@ -94,18 +96,14 @@ def train(dataset, spectral_norm, d_steps, lr_g, lr_d, seed, steps):
 
 
 def distance(training, dataset):
-    """{"distance", "accuracy"} of SAMPLES samples, classes in turn."""
+    """{"distance", "accuracy", "recall"} of SAMPLES samples, classes in turn."""
     config, digits = training.config, training.dataset
     classes = range(config.architecture.classes)
     images, labels = draw(training.sampler(), SAMPLES, classes, config.seed, digits.image_size)
     found = judge(dataset).measure(images, labels)
-    return {"distance": found["frechet"], "accuracy": found["accuracy"]}
+    return {"distance": found["frechet"], "accuracy": found["accuracy"], "recall": found["recall"]}
 
 
-def sigma(net):
-    """The geometric mean over a network's layers of the largest singular value of W, by a full decomposition."""
-    values = [
-        np.linalg.norm(layer.w.data.reshape(-1, layer.w.shape[-1]), 2)
-        for layer in net.modules(nn.Layer)
-    ]
-    return np.exp(np.mean(np.log(values)))
+def sigmas(net):
+    """The largest singular value of each layer's W, by a full decomposition."""
+    return [np.linalg.norm(layer.w.data.reshape(-1, layer.w.shape[-1]), 2) for layer in net.modules(nn.Layer)]
