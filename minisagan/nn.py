@@ -124,8 +124,8 @@ class SelfAttention(Module):
         self.pooled = form == "official"
 
     def __call__(self, x):
-        """x + gamma o. The gate is a number, so it scales the few weights of `output` in place of o's many pixels."""
-        return ops.conv(self.mixed(x), self.gated_output(), rest=x)
+        """y. The gate is a number, so it scales the few weights of `output` in place of o's many pixels."""
+        return ops.conv(self.mixed(x), self.gated_output(), rest=x)  # x + gamma o
 
     def gated_output(self):
         """gamma times the weight of `output`."""
