@@ -71,6 +71,7 @@ def descend(loss, network, adam):
     """
     shares = grad(loss, network.used, np.full_like(loss.data, 1 / (processes.world() * adam.accumulate)))
     gradients = grad(network.used, adam.parameters, processes.total(shares))
+    processes.publish()  # forks have one memory for the weights: nobody moves them while another still reads gamma
     moved = adam.step(gradients, processes.part(len(adam.weights)))
     if moved:
         processes.publish(adam.weights)

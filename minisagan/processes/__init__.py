@@ -118,7 +118,7 @@ def part_of(size, rank, world):
 
 
 def publish(*arrays):
-    """Each process has updated its part of these flat arrays: all are here when it returns, and have all of them."""
+    """Each process has updated its part of these flat arrays, or of none: when it returns, all are here and have all."""
     if _group:
         _group.publish(arrays)
 
