@@ -118,7 +118,7 @@ def part_of(size, rank, world):
 
 
 def publish(*arrays):
-    """Each process has updated its part of these flat arrays, or of none: when it returns, all are here and have all."""
+    """Each process has updated its part of these flat arrays (or of none): now all are here, and have all of them."""
     if _group:
         _group.publish(arrays)
 
