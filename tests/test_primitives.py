@@ -108,8 +108,8 @@ FAULTS = {  # (of a page's text, what to put there)
         ("sums[2] += sums[1]", ""),
         ("sums[2 * k, 1]", "sums[1, 1]"),
         ("complete(y, cuts[i]", "complete(y, cuts[0]"),
-        ("lambda x: boxes(positive(x) if relu else x)", "boxes"),
-        ("outer(boxes(positive(x) if relu else x)", "outer(boxes(x)"),
+        ("lambda x: boxes(x, relu)", "lambda x: boxes(x, False)"),
+        ("outer(boxes(x, relu)", "outer(boxes(x, False)"),
         ("rest, gate)\n\n    cpu", "rest, None)\n\n    cpu"),
         ("left[:, :, 1:]", "left[:, :, 1:]"),  # no fault, no news
     ],
