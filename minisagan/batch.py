@@ -26,7 +26,7 @@ def sum(f, *arrays):
     def body(k):
         parts[k] = f(*(a[k::count] for a in arrays))
 
-    cpu.parallel(body, count)
+    cpu.parallel(body, count, cpu.worth_threads(max(a.nbytes for a in arrays)))
     return processes.halved(parts)
 
 

@@ -1,11 +1,12 @@
 """Threads that share loops: every call is made once, whoever asks for it, and while the threads are exchanged."""
 
+import contextlib
 import threading
 
 import numpy as np
 import pytest
 
-from minisagan import cpu
+from minisagan import batch, cpu
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,29 @@ def test_threads_of_the_programs_own_may_have_loops_at_the_same_time_and_meanwhi
         thread.join(60)
     assert ended.is_set() and sorted(found) == [0, 1, 2, 3]
     assert all((made == 1).all() for made in found.values())
+
+
+def threads_of(images, side):
+    """The threads that computed some part of a sum over images (n, side, side)."""
+    found, together = set(), threading.Barrier(2)
+
+    def f(x):
+        found.add(threading.get_ident())
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.2)  # for a part in another thread: the first can't make all parts before the second wakes
+        return x.sum(0)
+
+    batch.sum(f, np.ones((images, side, side), np.float32))
+    return found
+
+
+def test_threads_share_large_loops_only():
+    """2 MiB of images are worth waking a thread; of less, the calling thread makes all parts and all chunks."""
+    cpu.set_threads(2)
+    assert len(threads_of(32, 128)) == 2
+    assert threads_of(31, 128) == {threading.get_ident()}
+    assert len(cpu.chunks(32, 1 << 16, at_least=8)) == 8
+    assert len(cpu.chunks(31, 1 << 16, at_least=8)) == 1
 
 
 def test_the_first_error_of_a_loop_is_raised_and_the_next_loop_is_whole():
