@@ -110,11 +110,12 @@ def pointwise(x, w, bias=None, rest=None, relu=False, gate=None):
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
     bias = bias_row(bias, W)
-    cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1])) if H * W > 1 else [slice(N)]
+    cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
         images, out = relu_forward(x[cuts[i]]) if relu else x[cuts[i]], y[cuts[i]]
-        np.matmul(_matrices(images), w, out=_matrices(out))
+        n = len(images)  # one product for each image: what a row comes to may depend on how many there are
+        np.matmul(images.reshape(n, H * W, C), w, out=out.reshape(n, H * W, -1))
         complete(y, cuts[i], bias, rest, gate)
 
     cpu.parallel(body, len(cuts))
@@ -122,9 +123,12 @@ def pointwise(x, w, bias=None, rest=None, relu=False, gate=None):
 
 
 def _matrices(x):
-    """A matrix for each image, (N, H, W, C) -> (N, H W, C); images of one pixel are the rows of one, (1, N, C)."""
+    """A matrix for each image, (N, H, W, C) -> (N, H W, C); images of one pixel are the rows of one, (1, N, C).
+
+    Its rows follow one another in memory: BLAS may add up those of every k-th image in another order.
+    """
     N, H, W, C = x.shape
-    return x.reshape(-1, H * W if H * W > 1 else max(N, 1), C)
+    return x.reshape(N, H * W, C) if H * W > 1 else np.ascontiguousarray(x).reshape(1, N, C)
 
 
 def bias_row(bias, W):
