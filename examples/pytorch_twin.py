@@ -122,9 +122,9 @@ class SelfAttention(nn.Module):
         query, key, value = self.query(x), self.key(x), self.value(x)
         if self.pooled:
             key, value = F.max_pool2d(key, 2), F.max_pool2d(value, 2)
-        query, key, value = query.flatten(2), key.flatten(2), value.flatten(2)  # (N, channels, positions)
-        beta = torch.softmax(query.transpose(1, 2) @ key, dim=2)  # (N, H W, positions of keys)
-        o = value @ beta.transpose(1, 2)  # (N, wide, H W)
+        query, key, value = (y.flatten(2).transpose(1, 2) for y in (query, key, value))  # (N, positions, channels)
+        beta = torch.softmax(query @ key.transpose(1, 2), dim=2)  # (N, H W, positions of keys)
+        o = (beta @ value).transpose(1, 2)  # (N, wide, H W); in channels_last nothing of this copies
         return x + self.gamma * self.output(o.reshape(N, -1, H, W))
 
 

@@ -87,7 +87,7 @@ def set_threads(count=None):
     if _team:
         _team.dismiss()
     _team = Team((count or cores) - 1)
-    _keep_freed_memory()
+    keep_freed_memory()
     threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
     sys.setswitchinterval(1e-3)  # not 5 ms: a thread that waits for Python's lock gets it sooner, 2 % of a step
 
@@ -198,7 +198,7 @@ def fork():
         return os.fork()
 
 
-def _keep_freed_memory():
+def keep_freed_memory():
     """Ask glibc to keep freed arrays for the next step instead of giving each back to the system.
 
     Otherwise each large array is new memory, cleared page by page as it is first touched.

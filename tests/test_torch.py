@@ -291,5 +291,7 @@ def test_the_comparison_runs():
     assert set(programs) == {"minisagan", "channels_last", "nchw"} and found["fastest_twin"] != "minisagan"
     for program in programs.values():
         assert program["ms"] > 0 and program["peak_mib"] > program["imported_mib"] > 10
+        # All keep what they free (glibc); one that gives it back has 5,000 page faults a step and more.
+        assert sys.platform != "linux" or program["faults"] < 2_000
     assert found["ratio"] == programs["minisagan"]["ms"] / programs[found["fastest_twin"]]["ms"]
     assert programs["minisagan"]["peak_mib"] < programs["channels_last"]["peak_mib"]
