@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from minisagan import processes
 
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
+LONG = 1 << 13  # numbers in an inner loop of NumPy's, if it can be chosen
 LINE = 64  # bytes in a line of the cache
 
 _team = None
@@ -161,6 +162,15 @@ def worth_threads(nbytes):
     Without this, a step of 8 images took 1.6 times as long with two threads as with one.
     """
     return nbytes >= CHUNK_BYTES
+
+
+def rows(H, row):
+    """How many of an image's H rows, of so many numbers each, to give at once what is the same in all: a divisor of H.
+
+    NumPy's inner loop is as long as they are. With 8,192 numbers it takes 0.6 of the time that it takes with 512 to
+    4,096; biases and batch norm's constants in such rows are worth 1.4 % of a step (Zen 5).
+    """
+    return next((k for k in range(1, H) if H % k == 0 and k * row >= LONG), H)
 
 
 def scratch(dtype, size):

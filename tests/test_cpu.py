@@ -78,6 +78,11 @@ def test_threads_share_large_loops_only():
     assert len(cpu.chunks(31, 1 << 16, at_least=8)) == 1
 
 
+@pytest.mark.parametrize("H, row, some", [(32, 512, 16), (8, 512, 8), (12, 2048, 4), (128, 16384, 1), (7, 4096, 7)])
+def test_rows_that_are_given_the_same_at_once_are_long_and_divide_the_image(H, row, some):
+    assert cpu.rows(H, row) == some
+
+
 def test_the_first_error_of_a_loop_is_raised_and_the_next_loop_is_whole():
     cpu.set_threads(2)
 

@@ -29,52 +29,49 @@ def statistics(x, running, momentum):
 
 def normalise(x, mean, var, gain, bias, eps, relu):
     """y as x * scale + shift: one multiplication and one addition for each number."""
-    scale, rstd = _scale(gain, var, eps, len(x))
-    return _affine(x, scale, bias - mean * gain * rstd, relu)
+    rstd = 1 / np.sqrt(var + eps)
+    scale = gain * rstd
+    return _affine(x, scale, bias - mean * scale, relu)
 
 
 def backward(g, x, mean, var, gain, bias, eps, y, constant):
     """dx = scale g - b - a (x - mean), as one affine pass after that which gates g and sums it."""
-    N, H, W, C = x.shape
-    scale, rstd = _scale(gain, var, eps, N)
+    _, H, W, _ = x.shape
+    rstd = 1 / np.sqrt(var + eps)
+    scale = gain * rstd
     gated, dbias, dgain = _gated_sums(g, y, x, mean)
     dgain *= rstd
     if constant:
-        dx = gated * scale[:, None, None]
+        dx = _affine(gated, scale)
     else:
         both = batch.whole(np.stack([gain * dbias, gain * dgain], 1))  # (N of the whole batch, 2, C)
         b, a = both.sum(0) / (len(both) * H * W) * rstd  # (C,) each
         a *= rstd
-        dx = _affine(gated, scale, mean * a - b, False, (x, -a))
+        dx = _affine(gated, scale, mean * a - b, plus=(x, -a))
     return dx, *((dgain, dbias) if gain.ndim == 2 else over_images(dgain, dbias))
 
 
-def _scale(gain, var, eps, N):
-    """gain / sqrt(var + eps) for each image and channel (N, C), and 1 / sqrt(var + eps) (C,)."""
-    rstd = 1 / np.sqrt(var + eps)
-    return np.broadcast_to(gain, (N, len(rstd))) * rstd, rstd
-
-
-def _affine(x, scale, shift, relu, plus=None):
+def _affine(x, scale, shift=None, relu=False, plus=None):
     """x * scale + shift, and + z * factor for plus = (z, factor), and its ReLU: scale, shift, factor (C,) or (N, C)."""
-    N, H, W, C = x.shape
-    y = cpu.empty((N, H, W * C), x.dtype)
-    scale, shift, zero = _tiled(scale, x), _tiled(shift, x), np.zeros(W * C, x.dtype)
+    y = cpu.empty(x.shape, x.dtype)
+    scale, zero = _tiled(scale, x), _tiled(np.zeros(x.shape[3], x.dtype), x)
+    shift = shift if shift is None else _tiled(shift, x)
     if plus:
-        other, factor = plus[0].reshape(y.shape), _tiled(plus[1], x)
-    cuts = cpu.chunks(N, 3 * x[0].nbytes)
+        other, factor = plus[0], _tiled(plus[1], x)
+    cuts = cpu.chunks(len(x), 3 * x[0].nbytes)
 
     def body(i):
         n = cuts[i]
-        out = np.multiply(x[n].reshape(-1, H, W * C), scale[n], out=y[n])
+        _rows(np.multiply, x[n], scale, n, out=y[n])
         if plus:
-            out += other[n] * factor[n]
-        out += shift[n]
+            y[n] += _rows(np.multiply, other[n], factor, n)
+        if shift is not None:
+            _rows(np.add, y[n], shift, n, out=y[n])
         if relu:
-            np.maximum(out, zero, out=out)
+            _rows(np.maximum, y[n], zero, n, out=y[n])
 
     cpu.parallel(body, len(cuts))
-    return y.reshape(x.shape)
+    return y
 
 
 def _gated_sums(g, gate, x, mean):
@@ -82,7 +79,7 @@ def _gated_sums(g, gate, x, mean):
     N, H, W, C = x.shape
     gated = g if gate is None else cpu.empty((N, H, W, C), g.dtype)
     sums, products = np.empty((2, N, C), x.dtype)
-    mean, fold = np.tile(mean, W), (-1, H, W * C)
+    mean, fold = _tiled(mean, x), (-1, H, W * C)
     cuts = cpu.chunks(N, 4 * x[0].nbytes)
 
     def body(i):
@@ -91,16 +88,25 @@ def _gated_sums(g, gate, x, mean):
             np.multiply(g[n], gate[n] > 0, out=gated[n])
         rows = gated[n].reshape(fold)
         sums[n] = _columns(np.ones(H, x.dtype) @ rows, C)
-        products[n] = _columns(np.einsum("nhc,nhc->nc", rows, x[n].reshape(fold) - mean), C)
+        centred = _rows(np.subtract, x[n], mean, n).reshape(fold)
+        products[n] = _columns(np.einsum("nhc,nhc->nc", rows, centred), C)
 
     cpu.parallel(body, len(cuts))
     return gated, sums, products
 
 
 def _tiled(values, x):
-    """(C,) or (N, C) as rows (N, 1, W C): a whole row of x at a time keeps NumPy's inner loops long."""
-    N, _, W, C = x.shape
-    return np.tile(np.broadcast_to(values, (N, C)), (1, W))[:, None]
+    """Values of the channels for as long inner loops as x allows: of each image (N, C), those of a row, (N, W C);
+    the same in all images (C,), those of some rows, (1, rows W C)."""
+    _, H, W, C = x.shape
+    return np.tile(values, (1, W if values.ndim == 2 else W * cpu.rows(H, W * C)))
+
+
+def _rows(f, x, values, n, out=None):
+    """f(x, values) for the images x = whole[n] and `_tiled` values of the whole."""
+    values = (values if len(values) == 1 else values[n])[:, None]  # (n or 1, 1, some numbers)
+    fold = len(x), -1, values.shape[2]
+    return f(x.reshape(fold), values, out=out if out is None else out.reshape(fold)).reshape(x.shape)
 
 
 def _columns(rows, C):

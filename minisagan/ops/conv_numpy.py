@@ -109,7 +109,7 @@ def pointwise(x, w, bias=None, rest=None, relu=False, gate=None):
     """A 1x1 convolution, x @ w + bias + rest at each position: (N, H, W, C) @ (C, O) -> (N, H, W, O)."""
     N, H, W, C = x.shape
     y = cpu.empty((N, H, W, w.shape[1]), x.dtype)
-    bias = bias_row(bias, W)
+    bias = bias_rows(bias, H, W)
     cuts = cpu.chunks(N, x.itemsize * H * W * (C + w.shape[1]))
 
     def body(i):
@@ -131,13 +131,13 @@ def _matrices(x):
     return x.reshape(N, H * W, C) if H * W > 1 else np.ascontiguousarray(x).reshape(1, N, C)
 
 
-def bias_row(bias, W):
-    """The bias of a whole row of the image, (W O,), for long inner loops; or None."""
-    return bias if bias is None else np.tile(bias, W)
+def bias_rows(bias, H, W):
+    """The bias of some whole rows of the image, `cpu.rows`, flat; or None."""
+    return bias if bias is None else np.tile(bias, cpu.rows(H, W * len(bias)) * W)
 
 
 def complete(y, cut, bias, rest, gate):
-    """Gate and add to some images of y, in place, while they are in the cache; bias is a `bias_row`."""
+    """Gate and add to some images of y, in place, while they are in the cache; bias is `bias_rows`."""
     y, rest, gate = (a if a is None else a[cut] for a in (y, rest, gate))
     if gate is not None:
         np.multiply(y, gate > 0, out=y)
@@ -170,7 +170,7 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
     Sets whose kernels are equally wide share one expansion of x. With `read`, x stands for read(x) of some images.
     """
     N, _, _, C = x.shape
-    bias = bias_row(bias, y.shape[2])
+    bias = bias_rows(bias, *y.shape[1:3])
     finish = lambda cut: complete(y, cut, bias, rest, gate)
     top, left, w, _ = sets[0]
     if len(sets) == 1 and winograd_numpy.suits(stride, top, left, w.shape, x.shape, y.shape):

@@ -20,7 +20,7 @@ import numpy as np
 
 from minisagan import cpu
 from minisagan.ops import activation, resampled_conv
-from minisagan.ops.conv_numpy import bias_row, channel_sum, complete, gathers, outer, scatter
+from minisagan.ops.conv_numpy import bias_rows, channel_sum, complete, gathers, outer, scatter
 
 CHANNELS = 64  # of x: with 32 `smeared_scatter` saves 10 % of its time, with 16 its additions take longer than products
 
@@ -72,7 +72,7 @@ def smeared_scatter(x, w, bias=None, rest=None, gate=None):
     y = cpu.empty((N, 2 * H, 2 * W, O), x.dtype)
     of_d_x_d = lambda w: np.stack([w[2], w[0] + w[1] + w[2], -w[0]])
     w = of_d_x_d(of_d_x_d(np.ascontiguousarray(w)).swapaxes(0, 1)).swapaxes(0, 1)[:, :, None]  # (3, 3, 1, C, O)
-    bias = bias_row(bias, 2 * W)
+    bias = bias_rows(bias, 2 * H, 2 * W)
     size = 3 * (2 * H + 1) * W * C  # of what an image is multiplied as
     cuts = cpu.chunks(N, x.itemsize * (size + 9 * H * W * O), at_least=8)
 
