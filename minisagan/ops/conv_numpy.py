@@ -102,7 +102,7 @@ def channel_sum(g):
     """Over heights by BLAS, in rows as long as W O: with g.sum a training step at 32x32 takes 3 % longer."""
     N, H, W, O = g.shape
     rows = np.ones(H, g.dtype) @ g.reshape(N, H, W * O)  # (N, W O)
-    return sum(rows.reshape(N, W, O).sum(1), start=np.zeros(O, g.dtype))  # image by image, whatever O is
+    return rows.sum(0).reshape(W, O).sum(0)
 
 
 def pointwise(x, w, bias=None, rest=None, relu=False, gate=None):
