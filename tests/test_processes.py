@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -63,6 +64,17 @@ def test_not_one_bit_depends_on_how_many_processes_share_a_batch(config):
         assert bits(together) == bits(alone)
         assert measure(together) == measure(alone)
         assert np.array_equal(together.adam_g.g, alone.adam_g.g) and np.abs(alone.adam_g.g).max() > 0
+
+
+@forks
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a choice among x86 processors' code")
+def test_not_one_bit_depends_on_the_processes_with_the_avx2_code_of_blas_either():
+    """That code adds up in another order if matrices are cut or lie otherwise, where AVX-512's does not."""
+    others = "not_one_bit_depends_on_how_many and (conditional or packs)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", others]
+    environment = os.environ | {"OPENBLAS_CORETYPE": "Haswell", "PYTHONPATH": str(Path(cpu.__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_processes_that_cannot_have_equal_shares_are_refused():
