@@ -51,11 +51,11 @@ def look(network, *inputs):
 
 def without(network):
     """Inside, gamma is 0: attention adds nothing."""
-    return gated(network, 0)
+    return gamma_times(network, 0)
 
 
 @contextmanager
-def gated(network, factor):
+def gamma_times(network, factor):
     """Inside, gamma is so many times its value; yields it."""
     gamma = network.attention.gamma
     before = gamma.data.copy()

@@ -187,7 +187,7 @@ class Play:
             inputs = attention_maps.real_images(self._data(), count, choice, asked.seed)
         features = gamma = None
         if self.arch.attention:
-            with attention_maps.gated(network, asked.gamma) as gamma:
+            with attention_maps.gamma_times(network, asked.gamma) as gamma:
                 outputs, features, _ = attention_maps.look(network, *inputs)
         else:
             outputs = generate(network, *inputs)
