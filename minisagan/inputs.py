@@ -8,7 +8,6 @@ import numpy as np
 
 from minisagan import data, processes, rng
 from minisagan.errors import UsageError
-from minisagan.sampling import noise
 
 
 class Inputs:
@@ -48,20 +47,29 @@ class Inputs:
         return [t * K + k for k in range(K)] if K > 1 else [t]  # which is an array: nothing to launch on a GPU
 
     def of_d(self, indices, t):
-        """Of a step of D that sees these images: (images, labels, z, fake_labels, draws)."""
+        """Of a step of D that sees these images: (images, labels, z, fake_labels, draws).
+
+        The generated images have the classes of the real ones, and not, as in the paper's code, others drawn at random:
+        so D is shown as many real as generated images of each class. Alone it made D's judgement, and G's classes with
+        it, less certain: in three seeds of the digits' recipe the worst class came to 94 to 97 %, with it 98 to 99 %.
+        """
         c, share = self.config.micro, processes.share
         flip = c.flip and not c.augment
         flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if flip else None
         images, labels = data.batch(self.source, share(indices), share(flips))
-        z, fake_labels = map(share, noise(c, rng.Stream.Z_D, rng.Stream.LABELS_D, t))
-        labels = None if fake_labels is None else labels
+        labels = labels if c.architecture.classes else None
         draws = [self._draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
-        return images, labels, z, fake_labels, draws
+        return images, labels, self._latents(rng.Stream.Z_D, t), labels, draws
 
-    def of_g(self, t):
-        """Of a step of G: (z, labels, draws)."""
-        z, labels = map(processes.share, noise(self.config.micro, rng.Stream.Z_G, rng.Stream.LABELS_G, t))
-        return z, labels, self._draws(rng.Stream.AUGMENT_G, t)
+    def of_g(self, indices, t):
+        """Of a step of G, of the classes of these images, the last that D saw: (z, labels, draws)."""
+        labels = self.source.labels[processes.share(indices)] if self.config.architecture.classes else None
+        return self._latents(rng.Stream.Z_G, t), labels, self._draws(rng.Stream.AUGMENT_G, t)
+
+    def _latents(self, stream, t):
+        """This process's share of z (n, latent), standard normal."""
+        c = self.config.micro
+        return processes.share(rng.normal((c.batch_size, c.architecture.latent), c.seed, stream, t))
 
     def _draws(self, stream, t):
         """By what this process's images are augmented, if they are: (n, 4), or (n, 5) where they may be mirrored."""

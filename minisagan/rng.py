@@ -32,8 +32,8 @@ class Stream:
 
     Z_D = 0  # latents of the images that a D step sees; step = D's micro-batches until then
     Z_G = 1  # latents of a G step; step = G's micro-batches until then
-    LABELS_D = 2  # classes asked for in a D step; step as for its latents
-    LABELS_G = 3  # classes asked for in a G step; step as for its latents
+    LABELS_D = 2  # not in use: the images that D sees bring the classes along
+    LABELS_G = 3  # classes of the few images that a log measures attention on; step = G's micro-batches until then
     SHUFFLE = 4  # order of the data; step = epoch
     FLIP = 5  # mirrored images; step = D's micro-batches until then
     INIT = 6  # first weights; step = number of the parameter

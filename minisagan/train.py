@@ -150,7 +150,8 @@ class Training:
 
     def _step_g(self):
         for k, t in enumerate(self.inputs.micro_batches(self.adam_g.t)):
-            (self.losses[k, 3],) = generator_step(self.G, self.D, self.adam_g, self.ema, *self.inputs.of_g(t))
+            given = self.inputs.of_g(self.indices[k], t)
+            (self.losses[k, 3],) = generator_step(self.G, self.D, self.adam_g, self.ema, *given)
 
     def complete(self):
         """Have all arrays here. MPI's other ranks keep what they alone update until somebody wants to read it."""

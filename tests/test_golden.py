@@ -67,7 +67,7 @@ def losses_of_the_recipe():
         images, labels, z, fakes, draws = inputs.of_d(inputs.seen(step), step)
         images, z = images.astype(np.float64), z.astype(np.float64)
         of_d = discriminator_step(G, D, adam_d, images, labels, z, fakes, draws)
-        z, labels, draws = inputs.of_g(step)
+        z, labels, draws = inputs.of_g(inputs.seen(step), step)
         of_g = generator_step(G, D, adam_g, ema, z.astype(np.float64), labels, draws)
         found.append([float(x) for x in (*of_d, *of_g)])
     return np.array(found)
