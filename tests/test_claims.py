@@ -209,9 +209,9 @@ def test_plans_are_fair():
     assert time == {1: pytest.approx(96), 5: pytest.approx(96, abs=0.1)}
     runs = spectral_norm.plan("mnist", full=False, quick=False)
     assert [(run["lr_g"] / 4e-4, run["lr_d"] / 16e-4, run["seed"]) for run in runs[::2]] == [
-        (1, 1, 0), (2, 2, 0), (4, 4, 0), (4, 4, 1)
+        (1, 1, 0), (2, 2, 0), (4, 4, 0), (4, 4, 1), (8, 8, 0), (8, 8, 1)
     ]  # fmt: skip
-    assert [run["spectral_norm"] for run in runs] == ["discriminator", "both"] * 4
+    assert [run["spectral_norm"] for run in runs] == ["discriminator", "both"] * 6
     differ = {"spectral_norm", "lr_g", "lr_d", "seed"}
     assert len({json.dumps({name: run[name] for name in run if name not in differ}) for run in runs}) == 1
     runs = attention.plan(full=False, quick=False)
@@ -244,6 +244,7 @@ def test_what_the_stored_runs_came_to():
         (4e-4, "discriminator"): [None], (4e-4, "both"): [None],
         (8e-4, "discriminator"): [None], (8e-4, "both"): [None],
         (16e-4, "discriminator"): [4500, 4750], (16e-4, "both"): [2000, 1750],
+        (32e-4, "discriminator"): [500, 500], (32e-4, "both"): [750, 750],
     }  # fmt: skip
     ends = {}
     for row in read("ttur.jsonl"):
