@@ -54,8 +54,8 @@ def backward(g, x, mean, var, gain, bias, eps, y, constant):
 def _affine(x, scale, shift=None, relu=False, plus=None):
     """x * scale + shift, and + z * factor for plus = (z, factor), and its ReLU: scale, shift, factor (C,) or (N, C)."""
     y = cpu.empty(x.shape, x.dtype)
-    scale, zero = _tiled(scale, x), _tiled(np.zeros(x.shape[3], x.dtype), x)
-    shift = shift if shift is None else _tiled(shift, x)
+    scale, shift = _tiled(scale, x), shift if shift is None else _tiled(shift, x)
+    zero = _tiled(np.zeros(x.shape[3], x.dtype), x) if relu else None
     if plus:
         other, factor = plus[0], _tiled(plus[1], x)
     cuts = cpu.chunks(len(x), 3 * x[0].nbytes)
@@ -96,10 +96,9 @@ def _gated_sums(g, gate, x, mean):
 
 
 def _tiled(values, x):
-    """Values of the channels for as long inner loops as x allows: of each image (N, C), those of a row, (N, W C);
-    the same in all images (C,), those of some rows, (1, rows W C)."""
-    _, H, W, C = x.shape
-    return np.tile(values, (1, W if values.ndim == 2 else W * cpu.rows(H, W * C)))
+    """Each image's values (N, C) at all positions of a row, (N, W C); the same in all (C,), of some, (1, rows W C)."""
+    _, H, W, _ = x.shape
+    return np.tile(values, (1, W)) if values.ndim == 2 else cpu.tiled(values, H, W)[None]
 
 
 def _rows(f, x, values, n, out=None):

@@ -132,8 +132,8 @@ def _matrices(x):
 
 
 def bias_rows(bias, H, W):
-    """The bias of some whole rows of the image, `cpu.rows`, flat; or None."""
-    return bias if bias is None else np.tile(bias, cpu.rows(H, W * len(bias)) * W)
+    """The bias of some whole rows of the image (cpu.tiled), or None."""
+    return bias if bias is None else cpu.tiled(bias, H, W)
 
 
 def complete(y, cut, bias, rest, gate):
