@@ -175,6 +175,31 @@ def test_a_rank_that_is_killed_is_named_and_ends_all_and_leaves_whole_checkpoint
     minisagan("train", "--resume", "run", "--steps", step + 1)
 
 
+SLOWLY_NAMED = """
+import os, signal, subprocess, time
+import numpy as np
+from minisagan import launcher
+from minisagan.processes import mpi
+launcher.guard()
+world = mpi.comm()
+other = world.bcast(os.getpid())
+if world.rank:
+    time.sleep(0.5)  # rank 0 waits for this one's numbers meanwhile
+    os.kill(other, signal.SIGSTOP)
+    last = f"kill -STOP {os.getppid()}; kill -KILL {os.getpid()}; kill -CONT {other}; sleep 1; kill -CONT {os.getppid()}"
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; {last}"])
+world.Allgather(np.ones(10_000), np.empty(20_000))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody waits for a rank to name it")
+def test_a_killed_rank_is_named_though_another_reads_its_numbers_first(tmp_path):
+    (tmp_path / "script.py").write_text(SLOWLY_NAMED)
+    done = ranks(2, tmp_path / "script.py", timeout=60)
+    assert done.returncode != 0
+    assert re.match(r"Error: rank 1 on \S+ was killed by SIGKILL", done.stderr), done.stderr
+
+
 @pytest.mark.skipif(MPIEXEC.with_name("ompi_info").exists(), reason="Open MPI's mpiexec kills all ranks at once")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_mpiexec_saves_first(number, code):
