@@ -186,8 +186,8 @@ other = world.bcast(os.getpid())
 if world.rank:
     time.sleep(0.5)  # rank 0 waits for this one's numbers meanwhile
     os.kill(other, signal.SIGSTOP)
-    last = f"kill -STOP {os.getppid()}; kill -KILL {os.getpid()}; kill -CONT {other}; sleep 1; kill -CONT {os.getppid()}"
-    subprocess.Popen(["sh", "-c", f"sleep 0.5; {last}"])
+    death = "sleep 0.5; kill -STOP $0; kill -KILL $1; kill -CONT $2; sleep 1; kill -CONT $0"
+    subprocess.Popen(["sh", "-c", death, *map(str, (os.getppid(), os.getpid(), other))])
 world.Allgather(np.ones(10_000), np.empty(20_000))
 """
 

@@ -24,9 +24,8 @@ _apart = False  # whether an error came in the middle of what all do: the other 
 def comm():
     """MPI's world of processes; Fault if there is no mpi4py, or if its library is not the launcher's.
 
-    MPICH 5 has ranks read their neighbours' memory (CMA). If one is killed just then, MPICH ends all ranks with an error
-    of its own, before the killed one is named (launcher.py). Copying twice, instead, takes less than a thousandth of a
-    step longer.
+    MPICH 5 lets ranks read their neighbours' memory (CMA). If one is killed just then, MPICH ends all with an error of
+    its own, before the killed one is named (launcher.py). Copying twice instead costs about a thousandth of a step.
     """
     os.environ.setdefault("MPIR_CVAR_CH4_CMA_ENABLE", "0")
     try:
