@@ -20,13 +20,29 @@ def sum(f, *arrays):
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)
-    count = processes.parts() // processes.world()
+    return sum_stacked(lambda *arrays: [f(*(a[0] for a in arrays))], 1, *arrays)
+
+
+def sum_stacked(f, images, *arrays):
+    """`sum` on the CPU, of an f that takes several parts at once: arrays (P, n, ...) -> the sum of each part, (P, ...).
+
+    P is 1, or as much more as makes P n at most `images` and leaves each thread some: with each part alone a step takes
+    3 % longer, one of 16 images 8 % (Intel). Where parts have not all the same n, each is given alone.
+    """
+    count, N = processes.parts() // processes.world(), len(arrays[0])
+    spread = cpu.worth_threads(max(a.nbytes for a in arrays))
+    most = count if cpu.alone() or not spread else -(-count // cpu.threads())
+    P = 1 if N % count else max(1, min(most, images * count // max(1, N)))
     parts = [None] * count
 
-    def body(k):
-        parts[k] = f(*(a[k::count] for a in arrays))
+    def body(i):
+        some = slice(i * P, (i + 1) * P)
+        if N % count:
+            parts[some] = f(*(a[i::count][None] for a in arrays))
+        else:  # image j count + k is the j-th of part k
+            parts[some] = f(*(a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1)[some] for a in arrays))
 
-    cpu.parallel(body, count, cpu.worth_threads(max(a.nbytes for a in arrays)))
+    cpu.parallel(body, -(-count // P), spread)
     return processes.halved(parts)
 
 

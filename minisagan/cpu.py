@@ -175,7 +175,13 @@ def tiled(values, H, W):
     NumPy's inner loop is as long as they are. With 8,192 numbers it takes 0.6 of the time that it takes with 512 to
     4,096; biases and batch norm's constants in such rows are worth 1.4 % of a step (Zen 5).
     """
-    return np.tile(values, W * rows(H, W * len(values)))
+    return repeated(values, W * rows(H, W * len(values)))
+
+
+def repeated(values, count):
+    """Values (..., C) so many times behind one another: (..., count C). np.tile takes ten times as long for few."""
+    *more, C = values.shape
+    return np.broadcast_to(values[..., None, :], (*more, count, C)).reshape(*more, count * C)
 
 
 def scratch(dtype, size):

@@ -113,6 +113,28 @@ def test_a_sum_over_the_batch_has_one_order_however_many_processes_share_it(monk
         assert total.tolist() == whole.tolist()
 
 
+@pytest.mark.parametrize("count, images, most", [(16, 99, 8), (16, 4, 2), (16, 1, 1), (0, 9, 8), (19, 99, 1)])
+def test_parts_that_are_summed_at_once_are_those_that_are_summed_alone(count, images, most):
+    cpu.set_threads(1)
+    x, seen = np.random.default_rng(0).standard_normal((count, 2, 3)).astype(np.float32), []
+
+    def sums(x):  # (P, n, 2, 3) -> (P, 3)
+        seen.append(x.shape[:2])
+        return x.sum((1, 2))
+
+    assert batch.sum_stacked(sums, images, x).tolist() == batch.sum(lambda x: x.sum((0, 1)), x).tolist()
+    assert sum(P for P, _ in seen) == 8 and sum(P * n for P, n in seen) == count
+    assert max(P for P, _ in seen) == most and all(P == 1 or P * n <= images for P, n in seen)
+
+
+def test_threads_have_some_parts_each():
+    seen = []
+    cpu.set_threads(2)
+    x = np.ones((32, 1 << 16), np.float32)
+    batch.sum_stacked(lambda x: seen.append(len(x)) or x.sum(1), 99, x)
+    assert seen == [4, 4]
+
+
 class Scaled(Module):
     """Somebody's own layer, y = relu(x @ w) a b + c: one op of it and the loss are by one who knows no processes."""
 

@@ -7,7 +7,8 @@ from minisagan import cpu
 
 def relu_forward(x):
     """With zeros for a whole image NumPy takes 0.4 of the time that it takes with a single 0."""
-    return np.maximum(x, np.zeros(x.shape[1:], x.dtype), out=cpu.empty(x.shape, x.dtype))
+    zeros = np.zeros(x.shape[max(1, x.ndim - 3) :], x.dtype)
+    return np.maximum(x, zeros, out=cpu.empty(x.shape, x.dtype))
 
 
 def relu_backward(y, g, rest=None):

@@ -19,7 +19,7 @@ def statistics(x, running, momentum):
     def body(i):
         rows = x[cuts[i]].reshape(-1, H, W * C)
         mean = _columns(np.ones(H, x.dtype) @ rows, C) / (H * W)  # (n, C)
-        centred = rows - np.tile(mean, W)[:, None]
+        centred = rows - cpu.repeated(mean, W)[:, None]
         moments[cuts[i], 0] = mean
         moments[cuts[i], 1] = _columns(np.einsum("nrc,nrc->nc", centred, centred), C) / (H * W)
 
@@ -98,7 +98,7 @@ def _gated_sums(g, gate, x, mean):
 def _tiled(values, x):
     """Each image's values (N, C) at all positions of a row, (N, W C); the same in all (C,), of some, (1, rows W C)."""
     _, H, W, _ = x.shape
-    return np.tile(values, (1, W)) if values.ndim == 2 else cpu.tiled(values, H, W)[None]
+    return cpu.repeated(values, W) if values.ndim == 2 else cpu.tiled(values, H, W)[None]
 
 
 def _rows(f, x, values, n, out=None):

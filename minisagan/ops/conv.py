@@ -40,7 +40,7 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
         "conv", (x, w, b, rest), relu,
         lambda x, *more: gather(x, wd, *at, size, *more),
         lambda g, *more: scatter(g, swapped(wd), *at, xd.shape[1:3], None, *more),
-        lambda g: batch.sum(lambda x, g: outer(x, g, (kh, kw), *at, relu), xd, g),
+        lambda g: outer(xd, g, (kh, kw), *at, relu),
     )  # fmt: skip
 
 
@@ -114,12 +114,16 @@ def outer(x, g, kernel, stride, top, left, relu=False):
 
     dw[i, j] = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w], with relu max(x, 0) for x;  db = sum_nhw g[h, w].
     """
-    _, tap = _padded(np.maximum(x, 0) if relu else x, kernel, stride, top, left, g.shape[1:3])
-    dw = [np.einsum("nhwc,nhwo->co", tap(i, j), g) for i, j in np.ndindex(kernel)]
-    return np.concatenate([*dw, channel_sum(g)[None]])
+
+    def rows(x, g):
+        _, tap = _padded(np.maximum(x, 0) if relu else x, kernel, stride, top, left, g.shape[1:3])
+        dw = [np.einsum("nhwc,nhwo->co", tap(i, j), g) for i, j in np.ndindex(kernel)]
+        return np.concatenate([*dw, g.sum((0, 1, 2))[None]])
+
+    return batch.sum(rows, x, g)
 
 
 @primitive
 def channel_sum(g):
     """db[o] = sum_nhw g[n, h, w, o]: (N, H, W, O) -> (O,)."""
-    return g.sum((0, 1, 2))
+    return batch.sum(lambda g: g.sum((0, 1, 2)), g)

@@ -22,7 +22,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minisagan import cpu
+from minisagan import batch, cpu
 from minisagan.ops import winograd_numpy
 from minisagan.ops.activation import relu_forward
 
@@ -62,31 +62,42 @@ def scatter(x, w, stride, top, left, size, bias=None, rest=None, gate=None):
 
 
 def outer(x, g, kernel, stride, top, left, relu=False):
-    """In the calling thread: batch.sum spreads the images over threads."""
-    (kh, kw), (N, Ho, Wo, O), C = kernel, g.shape, x.shape[3]
-    dw_db = np.zeros((kh * kw * C + 1, O), x.dtype)
-    dw_db[-1] = channel_sum(g)
-    if kh == kw == stride == 1:
-        x = relu_forward(x) if relu else x
-        products = np.matmul(_matrices(x).swapaxes(1, 2), _matrices(g))  # (N or 1, C, O)
-        products.sum(0, out=dw_db[:-1])
-        return dw_db
+    return outers(x, g, kernel, stride, top, left, relu_forward if relu else None)
+
+
+def outers(x, g, kernel, stride, top, left, read=None):
+    """With `read`, x stands for read(x) of some images, (P, n, H, W, C) as `batch.sum_stacked` gives them."""
+    (kh, kw), (_, Ho, Wo, O), C = kernel, g.shape, x.shape[3]
     rows = (Ho - 1) + -(-kh // stride)  # of x, of each remainder mod s, that meet a tap
     size = stride * rows * Wo * kw * C  # of an image's patches
-    dw = dw_db[:-1].reshape(kh, kw * C, O)  # a view
     step = max(1, PATCHES // size)  # not by the machine's cache: the order of the additions depends on it
-    for start in range(0, N, step):
-        images, gs = x[start : start + step], g[start : start + step]
-        n, images = len(images), relu_forward(images) if relu else images
-        patches = cpu.scratch(x.dtype, n * size).reshape(stride, rows, n, Wo, kw, C)
-        for remainder, A in enumerate(patches):
-            expand(images, A.swapaxes(0, 1), stride, top - remainder, stride, left)
-        together = _together(Ho, n * Wo * kw * C * O)
-        gs = np.ascontiguousarray(gs.swapaxes(0, 1)).reshape(Ho // together, -1, O)  # (Ho, n, Wo, O) -> (., ., O)
-        for i in range(kh):
-            a = patches[i % stride, i // stride : i // stride + Ho].reshape(*gs.shape[:2], kw * C)  # a view
-            dw[i] += np.matmul(a.swapaxes(1, 2), gs).sum(0)  # (Ho / together, kw C, O) -> (kw C, O)
-    return dw_db
+
+    def sums(x, g):
+        """(P, n, H, W, C), (P, n, Ho, Wo, O) -> (P, kh kw C + 1, O)"""
+        P, N, *_ = x.shape
+        dw_db = np.zeros((P, kh * kw * C + 1, O), x.dtype)
+        dw_db[:, -1] = _channel_sums(g)
+        if kh == kw == stride == 1:
+            x = read(x) if read else x
+            products = np.matmul(_matrices(x).swapaxes(2, 3), _matrices(g))  # (P, n or 1, C, O)
+            products.sum(1, out=dw_db[:, :-1])
+            return dw_db
+        dw = dw_db[:, :-1].reshape(P, kh, kw * C, O)  # a view
+        for start in range(0, N, step):
+            images, gs = x[:, start : start + step], g[:, start : start + step]
+            n, images = images.shape[1], read(images) if read else images
+            patches = cpu.scratch(x.dtype, P * n * size).reshape(stride, P, rows, n, Wo, kw, C)
+            for remainder, A in enumerate(patches):
+                expand(images, A.swapaxes(1, 2), stride, top - remainder, stride, left)
+            together = _together(Ho, n * Wo * kw * C * O)
+            gs = np.ascontiguousarray(gs.swapaxes(1, 2))  # (P, Ho, n, Wo, O)
+            gs = gs.reshape(P, Ho // together, -1, O)
+            for i in range(kh):
+                a = patches[i % stride, :, i // stride : i // stride + Ho].reshape(*gs.shape[:3], kw * C)  # a view
+                dw[:, i] += np.matmul(a.swapaxes(2, 3), gs).sum(1)  # (P, Ho / together, kw C, O) -> (P, kw C, O)
+        return dw_db
+
+    return batch.sum_stacked(sums, PATCHES // size, x, g)
 
 
 def _together(count, multiplications, least=1):
@@ -99,10 +110,14 @@ def _together(count, multiplications, least=1):
 
 
 def channel_sum(g):
-    """Over heights by BLAS, in rows as long as W O: with g.sum a training step at 32x32 takes 3 % longer."""
-    N, H, W, O = g.shape
-    rows = np.ones(H, g.dtype) @ g.reshape(N, H, W * O)  # (N, W O)
-    return rows.sum(0).reshape(W, O).sum(0)
+    return batch.sum_stacked(_channel_sums, len(g), g)
+
+
+def _channel_sums(g):
+    """(P, n, H, W, O) -> (P, O). Over heights by BLAS, in rows as long as W O: with g.sum a step takes 3 % longer."""
+    P, N, H, W, O = g.shape
+    rows = np.ones(H, g.dtype) @ g.reshape(P, N, H, W * O)  # (P, n, W O)
+    return rows.sum(1).reshape(P, W, O).sum(1)
 
 
 def pointwise(x, w, bias=None, rest=None, relu=False, gate=None):
@@ -123,12 +138,12 @@ def pointwise(x, w, bias=None, rest=None, relu=False, gate=None):
 
 
 def _matrices(x):
-    """A matrix for each image, (N, H, W, C) -> (N, H W, C); images of one pixel are the rows of one, (1, N, C).
+    """A matrix for each image, (P, n, H, W, C) -> (P, n, H W, C); images of one pixel are rows of one, (P, 1, n, C).
 
     Its rows follow one another in memory: BLAS may add up those of every k-th image in another order.
     """
-    N, H, W, C = x.shape
-    return x.reshape(N, H * W, C) if H * W > 1 else np.ascontiguousarray(x).reshape(1, N, C)
+    P, n, H, W, C = x.shape
+    return x.reshape(P, n, H * W, C) if H * W > 1 else np.ascontiguousarray(x).reshape(P, 1, n, C)
 
 
 def bias_rows(bias, H, W):
@@ -210,27 +225,30 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
 
 
 def expand(x, A, down, top, across, left):
-    """Fill A[n, r, w, j] = x[n, down r - top, across w - left + j], (n, R, W', kw, C): 0 outside of x's borders."""
-    (_, H, W, C), (n, R, columns, kw, _) = x.shape, A.shape
+    """Fill A[n, r, w, j] = x[n, down r - top, across w - left + j], (n, R, W', kw, C): 0 outside of x's borders.
+
+    There may be several axes n.
+    """
+    (*_, H, W, C), (*n, R, columns, kw, _) = x.shape, A.shape
     first = min(R, max(0, -(-top // down)))
     stop = max(first, min(R, (H - 1 + top) // down + 1))
-    A[:, :first] = 0
-    A[:, stop:] = 0
-    A, x = A[:, first:stop], x[:, down * first - top :: down][:, : stop - first]
+    A[..., :first, :, :, :] = 0
+    A[..., stop:, :, :, :] = 0
+    A, x = A[..., first:stop, :, :, :], x[..., down * first - top :: down, :, :][..., : stop - first, :, :]
     inside = range(max(0, -(-left // across)), min(columns, (W - kw + left) // across + 1))  # that see no border
     if inside:
-        image, row, column, channel = x.strides
+        *image, row, column, channel = x.strides
         windows = as_strided(
-            x[:, :, across * inside.start - left :],
-            (n, stop - first, len(inside), kw, C),
-            (image, row, across * column, column, channel),
+            x[..., across * inside.start - left :, :],
+            (*n, stop - first, len(inside), kw, C),
+            (*image, row, across * column, column, channel),
         )
-        np.copyto(A[:, :, inside.start : inside.stop], windows)
+        np.copyto(A[..., inside.start : inside.stop, :, :], windows)
     for w in range(columns):
         if w not in inside:
             at = across * w - left
             low, high = min(kw, max(0, -at)), max(0, min(kw, W - at))
-            A[:, :, w, :low] = 0
-            A[:, :, w, high:] = 0
+            A[..., w, :low, :] = 0
+            A[..., w, high:, :] = 0
             if low < high:
-                A[:, :, w, low:high] = x[:, :, at + low : at + high]
+                A[..., w, low:high, :] = x[..., at + low : at + high, :]

@@ -11,7 +11,6 @@ multiplications: there x is summed, not w (resampled_conv_numpy.py).
 
 import numpy as np
 
-from minisagan import batch
 from minisagan.ops.conv import channel_sum, convolution, gather, outer, scatter, swapped
 from minisagan.primitives import primitive
 
@@ -29,7 +28,7 @@ def up_conv(x, w, b=None):
         "up_conv", (x, w, b, None), False,
         lambda x, bias, rest, _: smeared_scatter(x, v, bias, rest),
         lambda g, rest, _: smeared_gather(g, swapped(v), None, rest),
-        lambda g: batch.sum(lambda x, g: smeared_outer(g, x, 1, True), xd, g),
+        lambda g: smeared_outer(g, xd, 1, True),
     )  # fmt: skip
 
 
@@ -48,7 +47,7 @@ def conv_down(x, w, b=None, rest=None, relu=False):
         "conv_down", (x, w, b, rest), relu,
         lambda x, *more: smeared_gather(x, u, *more),
         lambda g, *more: smeared_scatter(g, swapped(u), None, *more),
-        lambda g: batch.sum(lambda x, g: smeared_outer(x, g, 0.25, False, relu), xd, g),
+        lambda g: smeared_outer(xd, g, 0.25, False, relu),
     )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ import numpy as np
 
 from minisagan import cpu
 
+G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, -1]])
+
 
 def suits(stride, top, left, w, x, y):
     """Whether `gather` can do it, and faster, by shapes alone: with fewer channels the additions take longer."""
@@ -41,7 +43,7 @@ def gather(x, w, y, together, read, finish):
     of its bits depends on which images are cut together, and `together` of w's columns.
     """
     (N, H, W, C), O = x.shape, w.shape[3]
-    w = of_w(of_w(np.ascontiguousarray(w)).swapaxes(0, 1)).swapaxes(0, 1)[:, :, None]  # (4, 4, 1, C, O)
+    w = on_both_axes(G, w).reshape(4, 4, 1, C, O)
     sizes = [2 * H * W * C, 4 * H * W * C, 4 * H * W * O]  # of an image's
     cuts = cpu.chunks(N, x.itemsize * sum(sizes), at_least=8)
 
@@ -77,9 +79,9 @@ def of_x(x, y):
     y[3, :, -1] = even[:, -1]
 
 
-def of_w(w):
-    """G w: (3, ...) -> (4, ...)."""
-    return np.stack([w[0], (w[0] + w[1] + w[2]) / 2, (w[0] - w[1] + w[2]) / 2, -w[2]])
+def on_both_axes(matrix, w):
+    """A matrix (n, 3) applied to the taps w (3, 3, C, O), to the rows and to the columns: (n n, C O)."""
+    return np.kron(matrix, matrix).astype(w.dtype) @ w.reshape(9, -1)
 
 
 def to_y(m, even, odd):
