@@ -72,10 +72,10 @@ def outers(x, g, kernel, stride, top, left, read=None):
     size = stride * rows * Wo * kw * C  # of an image's patches
     step = max(1, PATCHES // size)  # not by the machine's cache: the order of the additions depends on it
 
-    def sums(x, g):
+    def rows_of_dw(x, g):
         """(P, n, H, W, C), (P, n, Ho, Wo, O) -> (P, kh kw C + 1, O)"""
         P, N, *_ = x.shape
-        dw_db = np.zeros((P, kh * kw * C + 1, O), x.dtype)
+        dw_db = (np.empty if N else np.zeros)((P, kh * kw * C + 1, O), x.dtype)
         dw_db[:, -1] = _channel_sums(g)
         if kh == kw == stride == 1:
             x = read(x) if read else x
@@ -86,18 +86,24 @@ def outers(x, g, kernel, stride, top, left, read=None):
         for start in range(0, N, step):
             images, gs = x[:, start : start + step], g[:, start : start + step]
             n, images = images.shape[1], read(images) if read else images
+            together = _together(Ho, n * Wo * kw * C * O)
+            gs = np.ascontiguousarray(gs.swapaxes(1, 2))  # (P, Ho, n, Wo, O)
+            gs = gs.reshape(P, 1, Ho // together, -1, O)
             patches = cpu.scratch(x.dtype, P * n * size).reshape(stride, P, rows, n, Wo, kw, C)
             for remainder, A in enumerate(patches):
                 expand(images, A.swapaxes(1, 2), stride, top - remainder, stride, left)
-            together = _together(Ho, n * Wo * kw * C * O)
-            gs = np.ascontiguousarray(gs.swapaxes(1, 2))  # (P, Ho, n, Wo, O)
-            gs = gs.reshape(P, Ho // together, -1, O)
-            for i in range(kh):
-                a = patches[i % stride, :, i // stride : i // stride + Ho].reshape(*gs.shape[:3], kw * C)  # a view
-                dw[:, i] += np.matmul(a.swapaxes(2, 3), gs).sum(1)  # (P, Ho / together, kw C, O) -> (P, kw C, O)
+                sums = dw[:, remainder::stride]  # of the taps i that meet rows of this remainder
+                part, row, _, position, _, channel = A.strides
+                shape = *sums.shape[:2], *gs.shape[2:4], kw * C
+                windows = strided(A, shape, (part, row, together * row, position, channel))
+                products = np.matmul(windows.swapaxes(3, 4), gs)  # (P, taps i, Ho / together, kw C, O)
+                if start:
+                    sums += products.sum(2)
+                else:
+                    products.sum(2, out=sums)
         return dw_db
 
-    return batch.sum_stacked(sums, PATCHES // size, x, g)
+    return batch.sum_stacked(rows_of_dw, PATCHES // size, x, g)
 
 
 def _together(count, multiplications, least=1):
@@ -213,15 +219,17 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
             expand(images, A.swapaxes(1, 2), 1, top, stride, left)
             image, column, row, _, channel = A.strides
             for down, right, w, part in products:
-                windows = as_strided(
-                    A[:, right:, down:],
-                    (len(images), *part.shape[1:3], len(w)),
-                    (image, stride * row, column, channel),
-                )
+                shape, strides = (len(images), *part.shape[1:3], len(w)), (image, stride * row, column, channel)
+                windows = strided(A, shape, strides, right * column + down * row)
                 np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
         finish(cuts[i])
 
     cpu.parallel(body, len(cuts))
+
+
+def strided(x, shape, strides, offset=0):
+    """as_strided of a contiguous x, from `offset` bytes on, in a tenth of its time: 3 % of a step of 16 images."""
+    return np.ndarray(shape, x.dtype, x, offset, strides)
 
 
 def expand(x, A, down, top, across, left):
@@ -232,23 +240,28 @@ def expand(x, A, down, top, across, left):
     (*_, H, W, C), (*n, R, columns, kw, _) = x.shape, A.shape
     first = min(R, max(0, -(-top // down)))
     stop = max(first, min(R, (H - 1 + top) // down + 1))
-    A[..., :first, :, :, :] = 0
-    A[..., stop:, :, :, :] = 0
-    A, x = A[..., first:stop, :, :, :], x[..., down * first - top :: down, :, :][..., : stop - first, :, :]
-    inside = range(max(0, -(-left // across)), min(columns, (W - kw + left) // across + 1))  # that see no border
-    if inside:
+    if first > 0:
+        A[..., :first, :, :, :] = 0
+    if stop < R:
+        A[..., stop:, :, :, :] = 0
+    A, above = A[..., first:stop, :, :, :], down * first - top
+    begin, end = max(0, -(-left // across)), min(columns, (W - kw + left) // across + 1)  # columns that see no border
+    if begin < end and first < stop:
         *image, row, column, channel = x.strides
-        windows = as_strided(
-            x[..., across * inside.start - left :, :],
-            (*n, stop - first, len(inside), kw, C),
-            (*image, row, across * column, column, channel),
-        )
-        np.copyto(A[..., inside.start : inside.stop, :, :], windows)
-    for w in range(columns):
-        if w not in inside:
-            at = across * w - left
-            low, high = min(kw, max(0, -at)), max(0, min(kw, W - at))
+        shape, strides = (*n, stop - first, end - begin, kw, C), (*image, down * row, across * column, column, channel)
+        before = across * begin - left
+        if x.flags.c_contiguous:
+            windows = strided(x, shape, strides, above * row + before * column)
+        else:
+            windows = as_strided(x[..., above:, before:, :], shape, strides)
+        np.copyto(A[..., begin:end, :, :], windows)
+    x = x[..., above::down, :, :][..., : stop - first, :, :]
+    for w in (*range(min(begin, columns)), *range(max(begin, end), columns)):
+        at = across * w - left
+        low, high = min(kw, max(0, -at)), max(0, min(kw, W - at))
+        if low > 0:
             A[..., w, :low, :] = 0
+        if high < kw:
             A[..., w, high:, :] = 0
-            if low < high:
-                A[..., w, low:high, :] = x[..., at + low : at + high, :]
+        if low < high:
+            A[..., w, low:high, :] = x[..., at + low : at + high, :]

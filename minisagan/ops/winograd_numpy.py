@@ -27,6 +27,7 @@ import numpy as np
 from minisagan import cpu
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, -1]])
+G_ROWS_COLUMNS = np.kron(G, G)  # (16, 9)
 
 
 def suits(stride, top, left, w, x, y):
@@ -43,7 +44,7 @@ def gather(x, w, y, together, read, finish):
     of its bits depends on which images are cut together, and `together` of w's columns.
     """
     (N, H, W, C), O = x.shape, w.shape[3]
-    w = on_both_axes(G, w).reshape(4, 4, 1, C, O)
+    w = (G_ROWS_COLUMNS.astype(w.dtype) @ w.reshape(9, -1)).reshape(4, 4, 1, C, O)
     sizes = [2 * H * W * C, 4 * H * W * C, 4 * H * W * O]  # of an image's
     cuts = cpu.chunks(N, x.itemsize * sum(sizes), at_least=8)
 
@@ -77,11 +78,6 @@ def of_x(x, y):
     np.subtract(odd, even, out=y[2])
     np.subtract(even[:, :-1], even[:, 1:], out=y[3, :, :-1])
     y[3, :, -1] = even[:, -1]
-
-
-def on_both_axes(matrix, w):
-    """A matrix (n, 3) applied to the taps w (3, 3, C, O), to the rows and to the columns: (n n, C O)."""
-    return np.kron(matrix, matrix).astype(w.dtype) @ w.reshape(9, -1)
 
 
 def to_y(m, even, odd):
