@@ -179,7 +179,10 @@ def tiled(values, H, W):
 
 
 def repeated(values, count):
-    """Values (..., C) so many times behind one another: (..., count C). np.tile takes ten times as long for few."""
+    """Values (..., C) so many times behind one another: (..., count C).
+
+    With np.tile, and with NumPy's own way to ask for an address in `empty`, a step takes 2 % longer (Intel).
+    """
     *more, C = values.shape
     found = np.empty((*more, count, C), values.dtype)
     found[...] = values[..., None, :]
@@ -205,7 +208,7 @@ def empty(shape, dtype):
     """
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(nbytes + LINE, np.uint8)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # NumPy's own ways to ask take three times as long
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     return np.ndarray(shape, dtype, memory, -address % LINE)
 
 
