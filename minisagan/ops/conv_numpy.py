@@ -11,7 +11,7 @@ kw taps of output column w see in row r of the padded x, and lies in memory with
 So what each output position sees is a window of A, and np.matmul takes the windows as they are, as overlapping rows of
 a matrix, for one row of the image at a time. Nothing is added up or moved later. Compared with kh products of one copy
 of the taps, added up, a whole training step takes 12 % less time on one core: OpenBLAS does not pack such small
-products, either. `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one row of all images next
+products, either. `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one row of some images next
 to each other, and one product sums over them. With a product for each image, added up later, a step at width 32 takes
 5 to 7 % longer (at width 16, 1 %): a 4x4 map of 64 channels has 16 positions only, and took 1.6 times as long.
 3x3 convolutions of many channels take fewer multiplications yet (winograd_numpy.py).
@@ -75,7 +75,7 @@ def outers(x, g, kernel, stride, top, left, read=None):
     def rows_of_dw(x, g):
         """(P, n, H, W, C), (P, n, Ho, Wo, O) -> (P, kh kw C + 1, O)"""
         P, N, *_ = x.shape
-        dw_db = (np.empty if N else np.zeros)((P, kh * kw * C + 1, O), x.dtype)
+        dw_db = np.zeros((P, kh * kw * C + 1, O), x.dtype)
         dw_db[:, -1] = _channel_sums(g)
         if kh == kw == stride == 1:
             x = read(x) if read else x
@@ -96,11 +96,7 @@ def outers(x, g, kernel, stride, top, left, read=None):
                 part, row, _, position, _, channel = A.strides
                 shape = *sums.shape[:2], *gs.shape[2:4], kw * C
                 windows = as_strided(A, shape, (part, row, together * row, position, channel))
-                products = np.matmul(windows.swapaxes(3, 4), gs)  # (P, taps i, Ho / together, kw C, O)
-                if start:
-                    sums += products.sum(2)
-                else:
-                    products.sum(2, out=sums)
+                sums += np.matmul(windows.swapaxes(3, 4), gs).sum(2)  # (P, i, ., kw C, O) -> (P, i, kw C, O)
         return dw_db
 
     return batch.sum_stacked(rows_of_dw, PATCHES // size, x, g)
