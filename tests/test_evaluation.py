@@ -96,26 +96,28 @@ def test_the_floor_is_training_against_test_images():
 # The command
 
 
-def test_evaluate_measures_what_sample_draws(trained, tmp_path):
+def test_evaluate_measures_samples_of_the_classes_of_the_test_images(trained):
     run = trained / "run"
     stdout, _ = minisagan("evaluate", run, "--count", 160, "--seed", 5, "--json")
     facts = json.loads(stdout)
     assert facts == json.loads((run / "evaluation.json").read_text())
     assert (facts["step"], facts["count"], facts["test_count"], facts["train_count"]) == (4, 160, 160, 160)
 
-    minisagan("sample", run, "--count", 160, "--seed", 5, "-o", "samples.npz")
-    drawn, dataset, test = np.load("samples.npz"), data.load("drawn-digits"), data.load("drawn-digits", split="test")
-    net = classifier.obtain(dataset)
-    made = replace(dataset, images=drawn["images"][..., None])
-    features, p = net.look(made, np.arange(160))
-    reference, _ = net.look(test, Judge(dataset, 160, 5).test_indices)
+    dataset, test = data.load("drawn-digits"), data.load("drawn-digits", split="test")
+    net, judge = classifier.obtain(dataset), Judge(dataset, 160, 5)
+    asked = test.labels[judge.test_indices]
+    assert len(np.unique(np.bincount(asked))) > 1, "each class is as often there: evenly spread labels would do"
+    drawn, labels = draw(runs.load_generator(run)[0], 160, asked, 5, 28)
+    np.testing.assert_array_equal(labels, asked)
+    features, p = net.look(replace(dataset, images=drawn), np.arange(160))
+    reference, _ = net.look(test, judge.test_indices)
     found = facts["metrics"]
     assert found["frechet"] == pytest.approx(metrics.frechet(reference, features))
     assert found["kid"] == pytest.approx(metrics.kid(reference, features))
     assert (found["precision"], found["recall"]) == metrics.precision_recall(reference, features)
     assert found["score"] == pytest.approx(metrics.classifier_score(p))
-    right = drawn["labels"] == p.argmax(1)
-    shares = [right[drawn["labels"] == c].mean() for c in range(10)]
+    right = asked == p.argmax(1)
+    shares = [right[asked == c].mean() for c in range(10)]
     assert found["accuracy"] == pytest.approx(right.mean())
     assert (found["worst_accuracy"], found["worst_class"]) == (min(shares), str(np.argmin(shares)))
     assert facts["classifier"] == {"hash": net.hash, "accuracy": net.accuracy, "tested": 200, "features": 128}
@@ -233,8 +235,8 @@ def test_what_is_better_is_saved_and_kept(tmp_path, monkeypatch):
 def test_what_is_logged_is_the_distance_of_that_steps_images(trained):
     run, dataset = trained / "run", data.load("drawn-digits")
     generator, config, _, _ = runs.load_generator(run)
-    images, asked = draw(generator, 150, range(10), config.seed, 28)
-    found = Judge(dataset, 150, config.seed).measure(images, asked)
+    judge = Judge(dataset, 150, config.seed)
+    found = judge.measure(*draw(generator, 150, judge.labels, config.seed, 28))
     last = runs.read_log(run)[-1]
     assert last["frechet"] == pytest.approx(found["frechet"], rel=1e-5) and last["accuracy"] == found["accuracy"]
 

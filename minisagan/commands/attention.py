@@ -102,9 +102,8 @@ def _noise(generator, count, classes, seed):
 
 
 def _evaluate(judge, generator, count, seed, size):
-    """The metrics of `count` images, spread evenly over all classes."""
-    classes = generator.arch.classes
-    return judge.measure(*draw(generator, count, range(classes) if classes else None, seed, size))
+    """The metrics of `count` images, of the classes of test images."""
+    return judge.measure(*draw(generator, count, judge.labels if generator.arch.classes else None, seed, size))
 
 
 def _show(facts, arch):

@@ -26,15 +26,15 @@ ROW = "{:28}{:>12}{:>12}"
 def command(run, count, seed, dataset, data_dir, threads, as_json):
     """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.
 
-    The images are those that minisagan sample draws, spread evenly over the classes. They are compared with the test
-    images of the run's data set, by the features of a small classifier trained by minisagan on its training images;
-    beside each number stands that of real training images. Writes evaluation.json into the run's folder.
+    As many images are drawn of each class as there are test images of it, and compared with the test images of the
+    run's data set, by the features of a small classifier trained by minisagan on its training images; beside each
+    number stands that of real training images. Writes evaluation.json into the run's folder.
     """
     cpu.set_threads(threads)
     generator, config, about, file = runs.load_generator(run)
     judge = Judge(runs.load_data(config, about, run, data_dir, dataset), count, seed, data_dir)
-    classes = config.architecture.classes
-    images, asked = draw(generator, count, range(classes) if classes else None, seed, about["image_size"])
+    classes = judge.labels if config.architecture.classes else None
+    images, asked = draw(generator, count, classes, seed, about["image_size"])
     found, floor = judge.measure(images, asked), judge.floor()
     for numbers in (found, floor):
         if "worst_class" in numbers:

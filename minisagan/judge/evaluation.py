@@ -3,7 +3,9 @@
 Beside each number stands what real images get, the floor: for the distances between two sets, precision and recall,
 training images in place of the generated ones, as many of them; for the classifier score and the accuracy, which look
 at one set alone, the test images. No number here means anything without its floor, the number of images, and the
-classifier's hash.
+classifier's hash. A distance is one of all images, whatever their class: so generated ones are to have each class as
+often as the test images have it (of MNIST's, 11 % are ones and 9 % fives: real digits, each class equally often, are
+0.29 from them in place of 0.22).
 """
 
 import numpy as np
@@ -29,7 +31,8 @@ ROWS = {  # metric: its name, its format, in the order in which they are shown
 class Judge:
     """Measures images against `count` test images of `dataset` (its training images), or as many as there are.
 
-    Which images stand for the data set is a matter of the seed. Trains the data set's classifier if there is none yet.
+    Which images stand for the data set is a matter of the seed. `labels` (M,) are the classes of these test images, and
+    those to ask a generator for, over and over. Trains the data set's classifier if there is none yet.
     UsageError if there are too few images for the Frechet distance.
     """
 
@@ -48,6 +51,7 @@ class Judge:
                 )
         self.train, self.train_indices = train, learned[rng.permutation(len(learned), seed, 0)[:count]]
         self.test, self.test_indices = test, held[rng.permutation(len(held), seed, 0)[:count]]
+        self.labels = test.labels[self.test_indices]
         self.classifier = classifier.obtain(dataset, data_dir)
         self.features, self.probabilities = self.classifier.look(self.test, self.test_indices)  # (M, D), (M, classes)
 
@@ -64,7 +68,7 @@ class Judge:
     def floor(self):
         """The same metrics of real images."""
         features, _ = self.classifier.look(self.train, self.train_indices)
-        return self._distances(features) | _alone(self.probabilities, self.test.labels[self.test_indices])
+        return self._distances(features) | _alone(self.probabilities, self.labels)
 
     def _distances(self, features):
         precision, recall = metrics.precision_recall(self.features, features, K)

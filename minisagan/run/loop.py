@@ -224,8 +224,7 @@ class Run:
     def evaluate(self):
         """Metric -> number, of EVALUATED images; always of the same latents and classes."""
         training = self.training
-        classes = training.config.architecture.classes
-        labels = np.arange(EVALUATED) % classes if classes else None
+        labels = np.resize(self.judge.labels, EVALUATED) if training.config.architecture.classes else None
         images = self._images(EVALUATED, labels)
         found = self.judge.measure(images, labels)
         found.pop("worst_class", None)  # a name among numbers
