@@ -2,25 +2,31 @@
 
 import os
 import shutil
-from contextlib import contextmanager, suppress
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from minisagan.errors import Fault
+
+UNFINISHED = ".minisagan-", ".tmp"  # how the names of folders begin and end that a kill may leave
 
 
 @contextmanager
 def replacing(path):
     """Yields another path to write a file or a folder to, which at the end takes the place of `path` at one stroke.
 
-    A fault or a kill leaves what was there before. Fault if it can't be written. What a power cut takes can be made
+    It is the same name in a folder of its own beside `path`, which two programs that write one file do not share. A
+    fault or a kill leaves what was there before. Fault if it can't be written. What a power cut takes can be made
     again: only checkpoints wait for the disk (run/checkpoint.py).
     """
-    temp = Path(f"{path}.tmp")
+    path, folder = Path(path), None
     try:
-        yield temp
-        os.replace(temp, path)
+        begin, end = UNFINISHED
+        folder = Path(tempfile.mkdtemp(end, begin, path.parent))
+        yield folder / path.name
+        os.replace(folder / path.name, path)
     except OSError as error:
         raise Fault(f"{path}: not written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # after the replace there is none
-            shutil.rmtree(temp) if temp.is_dir() else temp.unlink()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -18,9 +18,11 @@ class Inputs:
 
     def __init__(self, config, dataset, source):
         if len(dataset) < config.batch_size:
+            least = config.accumulate * config.architecture.pack
+            most = len(dataset) // least * least
             raise UsageError(
                 f"a batch of {config.batch_size} is larger than {dataset.name}'s {len(dataset)} images: "
-                f"choose --batch-size {len(dataset)} or less"
+                + (f"choose --batch-size {most} or less" if most else "a batch has --accumulate times --pack at least")
             )
         self.config, self.source, self.size = config, source, len(dataset)
         arch = config.architecture

@@ -131,6 +131,15 @@ def test_it_is_trained_once_and_then_kept(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "classifiers").iterdir())) == 3
 
 
+def test_one_folder_read_in_two_ways_has_two_classifiers(tmp_path):
+    crop, colour = stripes(), replace(stripes(), images=stripes().images.repeat(3, 3))
+    pad = replace(crop, images=crop.images * (np.abs(np.arange(28) - 13.5) < 8)[:, None, None])  # the same files
+    nets = [classifier.obtain(images, tmp_path) for images in (crop, pad, colour, crop)]
+    assert nets[0].hash == nets[3].hash != nets[1].hash
+    assert nets[2].features(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, FEATURES)
+    assert len(list((tmp_path / "classifiers").iterdir())) == 3
+
+
 def test_a_damaged_file_is_named(tmp_path):
     classifier.obtain(stripes(), tmp_path)
     (kept,) = (tmp_path / "classifiers").iterdir()

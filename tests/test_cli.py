@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 import command_line
+import imageio.v3 as iio
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from command_line import ROOT, SMALL, minisagan, refused, start
@@ -87,6 +89,7 @@ def test_the_help_of_train_has_each_option_once_below_a_heading():
         (["train", "--beta2", "1"], "beta2 must be .*below 1"),
         (["train", "--batch-size", "0"], "batch-size must be at least 1"),
         (["train", "--batch-size", "66"], "a batch of 66 is larger than drawn-digits's 64 images: .*--batch-size 64"),
+        (["train", "--batch-size", "70", "--pack", "5"], "a batch of 70 is larger than .*--batch-size 60 or less"),
         (["train", "--seed", "-1"], "seed must be an integer from 0"),
         (["train", "--size", "64"], "drawn-digits has size 32, not 64"),
         (["train", "--width", "0"], "width must be at least 1"),
@@ -154,6 +157,32 @@ def test_a_folder_name_that_is_no_utf8_goes_in_and_comes_out(tmp_path):
     assert "caf?" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
     with start("sample", name + "no") as child:
         assert child.communicate(timeout=60)[1].startswith(b"Error: caf\\udce9no: no such run")
+
+
+def test_letters_that_stdout_lacks_are_written_as_numbers(run, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "minisagan", "sample", run, "--count", "2", "-o", "\u72ac\u00e9.png"]
+    ended = subprocess.run(command, env=env, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, b"") and b"\\u72ac\xe9.png" in ended.stdout
+    assert (tmp_path / "\u72ac\u00e9.png").is_file()
+
+
+def test_a_variable_is_called_as_its_option_is(run, monkeypatch):
+    for command, option, value in (
+        ("sample", "DEVICE", "nonsense"), ("train", "DEVICE", "nonsense"), ("train", "CONFIG", "nonsense"),
+        ("interpolate", "LATENTS", "1"), ("attention", "POINT", "nonsense"), ("sample", "COUNT", "nonsense"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setenv(f"MINISAGAN_{command}_{option}".upper(), value)
+            refused(command, *([] if command == "train" else [run]))
+    monkeypatch.setenv("MINISAGAN_INSPECT_JSON", "1")
+    assert json.loads(minisagan("inspect", run)[0])
+
+
+def test_variables_of_new_runs_do_not_stop_a_resumed_one(run, monkeypatch):
+    for name, value in (("WIDTH", 16), ("LR_G", 1), ("DATASET", "mnist"), ("STEPS", 1), ("CONFIG", "x")):
+        monkeypatch.setenv(f"MINISAGAN_TRAIN_{name}", str(value))
+    assert "nothing to do, all 3 steps" in minisagan("train", "--resume", run)[0]
 
 
 def test_debug_shows_a_traceback_and_keeps_the_exit_code():
@@ -286,6 +315,33 @@ def test_resume_refuses_by_name_what_would_change_the_run(run):
 def test_resuming_a_finished_run_says_so(run):
     stdout, _ = minisagan("train", "--resume", run)
     assert stdout.startswith(f"{run}: nothing to do, all 3 steps were done before") and "--steps 6" in stdout
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_list_of_labels_moves_with_its_folder_or_is_named_anew(inside, tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    (tmp_path / "set").mkdir()
+    for k, image in enumerate(images):
+        iio.imwrite(tmp_path / "set" / f"{k}.png", image)
+    listed, moved = (tmp_path / name for name in (("set/a.json", "away/a.json") if inside else ("a.json", "b.json")))
+    listed.write_text(json.dumps({"labels": [[f"{k}.png", k % 2] for k in range(12)]}))
+    minisagan("train", "--dataset", tmp_path / "set", "--labels", listed, "--size", 32, *SMALL, "--pack", 1,
+              "--steps", 1, "--out", "run")  # fmt: skip
+    (tmp_path / "set").rename(tmp_path / "away")
+    place = "--dataset", tmp_path / "away"
+    if inside:
+        minisagan("attention", "run", "--network", "discriminator", *place)
+    else:
+        listed.rename(moved)
+        assert f"--labels {listed}: No such file" in refused("train", "--resume", "run", *place, "--steps", 2)
+        place += "--labels", moved
+    minisagan("train", "--resume", "run", *place, "--steps", 2)
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert (config["dataset"], config["labels"]) == (str(tmp_path / "away"), str(moved))
+    minisagan("train", "--resume", "run", "--steps", 3)  # it has learnt that
+    minisagan("attention", "run", "--network", "discriminator")
+    moved.write_text(json.dumps({"labels": [[f"{k}.png", k % 3 % 2] for k in range(12)]}))
+    assert "not the data that" in refused("train", "--resume", "run", "--steps", 4, code=3)
 
 
 def test_conditional_needs_classes(photos):

@@ -55,6 +55,19 @@ def test_a_folder_of_samples_holds_the_same_images(run, tmp_path):
     assert len(list((tmp_path / "made").iterdir())) == 12
 
 
+def test_files_beside_an_output_are_not_touched(run, tmp_path):
+    mine = [f"{name}.tmp" for name in ("made", "a.png", "a.npz", "a.safetensors")]
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("all of it")
+    for name in ("made/", "a.png", "a.npz"):
+        minisagan("sample", run, "--count", 2, "-o", name)
+    minisagan("export", run, "-o", "a.safetensors")
+    assert all((tmp_path / name / "thesis.txt").read_text() == "all of it" for name in mine)
+    assert {path.name for path in tmp_path.iterdir()} >= {*mine, "made", "a.png", "a.npz", "a.safetensors"}
+    assert not list(tmp_path.glob(".*"))  # nothing of ours is left
+
+
 @pytest.mark.parametrize("args", [
     *(["sample", "-o", f"no/such/{name}"] for name in ("x.npz", "x.png", "x/")),
     *(["interpolate", "-o", f"no/such/x.{suffix}"] for suffix in ("gif", "png")),

@@ -170,9 +170,13 @@ def test_too_few_images_are_refused(copy, monkeypatch):
 
 
 def test_more_images_than_the_data_set_has(copy):
-    stdout, _ = minisagan("evaluate", copy, "--count", 310, "--json")
+    stdout, stderr = minisagan("evaluate", copy, "--count", 310, "--json")
     facts = json.loads(stdout)
     assert (facts["count"], facts["test_count"], facts["train_count"]) == (310, 200, 300)
+    assert stderr == "note: real are 300 images, and fewer than 310 have a larger distance by that\n"
+    stdout, stderr = minisagan("evaluate", copy, "--json")
+    facts = json.loads(stdout)
+    assert (facts["count"], facts["test_count"], facts["train_count"], stderr) == (300, 200, 300, "")
 
 
 def test_folders_of_one_class_gone_or_changed(tmp_path):

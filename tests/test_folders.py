@@ -277,6 +277,13 @@ def test_labels_from_a_list(tmp_path, load, name):
     assert load(tmp_path / "set", labels=str(path))[0].hashes != dataset.hashes
 
 
+def test_a_list_of_labels_in_the_folder_is_nothing_left_out(tmp_path, load):
+    paint(tmp_path / "set" / "a.png")
+    path = tmp_path / "set" / "dataset.json"
+    path.write_text('{"labels": [["a.png", 0]]}')
+    assert load(tmp_path / "set", labels=str(path), strict=True)[1] == ""
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

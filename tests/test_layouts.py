@@ -146,6 +146,13 @@ def test_npz(tmp_path, shape, size):
 def test_npz_with_texts_or_nothing_for_labels(tmp_path):
     np.savez(tmp_path / "a.npz", images=DIGITS, labels=["k10", "k2", "k2", "k2", "k2", "k2"])
     assert data.load(str(tmp_path / "a.npz")).classes == ("k2", "k10")
+    labels, names = ["dog", "cat", "cat", "class10", "class2", "dog"], ["dog", "cat", "class10", "class2", "rat"]
+    for classes in (names, sorted(names), [*names[:4]]):  # in any order, and one that no image has
+        np.savez(tmp_path / "a.npz", images=DIGITS, labels=labels, classes=classes)
+        dataset = data.load(str(tmp_path / "a.npz"))
+        assert [dataset.classes[k] for k in dataset.labels] == labels
+    np.savez(tmp_path / "a.npz", images=DIGITS, labels=["k10", "k2"] * 3, classes=["two", "ten"])
+    assert data.load(str(tmp_path / "a.npz")).classes == ("two", "ten")
     np.savez(tmp_path / "a.npz", images=DIGITS)
     assert data.load(str(tmp_path / "a.npz")).classes == ("all",)
 

@@ -248,6 +248,16 @@ def test_gif_of_files_is_the_gif_of_their_pictures(tmp_path):
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
+def test_gif_of_frames_of_several_sizes_has_the_largest(tmp_path):
+    small, wide = noise(20, 30, 1, seed=1) // 17 * 17, noise(20, 40, 1, seed=2) // 17 * 17
+    write_gif(tmp_path / "a.gif", [small, wide], 100)
+    frames = film_of(tmp_path / "a.gif")[0]
+    assert frames[0].shape == frames[1].shape == (20, 40, 3)
+    np.testing.assert_array_equal(frames[0][:, 10:], np.broadcast_to(small, (20, 30, 3)))
+    np.testing.assert_array_equal(frames[1], np.broadcast_to(wide, (20, 40, 3)))
+    assert (np.abs(frames[0][:, :10].astype(int) - 128) < 10).all()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gif_is_scaled_down_until_it_is_small_enough(tmp_path, monkeypatch, channels):
     frames = [noise(120, 160, channels, seed=k) for k in range(5)]

@@ -208,10 +208,16 @@ def test_a_checkpoint_alone_and_one_that_went_away(run, tmp_path):
         assert "no such checkpoint now" in ask(page, "POST", "/draw", ASKED | {"step": 2})[2]["error"]
 
 
-def test_data_that_would_be_downloaded_is_not_at_hand(run, monkeypatch):
+def test_data_that_would_be_downloaded_is_not_at_hand(run, tmp_path):
     shown = play.Play(run)
     shown.config = replace(shown.config, dataset="cifar10")
     assert "cifar10 is not in" in shown._no_data()
+    for name, place in (("mnist", "MNIST/raw"), ("kmnist", "."), ("fashion-mnist", "fashion-mnist")):
+        shown.config, shown.data_dir = replace(shown.config, dataset=name), tmp_path / name
+        (shown.data_dir / place).mkdir(parents=True)
+        assert f"{name} is not in" in shown._no_data()
+        (shown.data_dir / place / "train-images-idx3-ubyte").touch()
+        assert shown._no_data() == ""
 
 
 def test_what_cannot_be_played_with_is_one_line(run, tmp_path):

@@ -67,7 +67,8 @@ def copy(run, tmp_path):
 
 
 EVALUATION = {
-    "step": 3, "count": 1234, "classifier": {"hash": "c0ffee" * 9, "accuracy": 0.98765, "features": 128},
+    "step": 3, "count": 1234, "train_count": 1200,
+    "classifier": {"hash": "c0ffee" * 9, "accuracy": 0.98765, "features": 128},
     "metrics": {"frechet": 3.14159, "kid": 0.00042, "precision": 0.5, "recall": 0.25, "score": 8.5, "accuracy": 0.9321,
                 "worst_accuracy": 0.8, "worst_class": "7"},
     "floor": {"frechet": 0.1719, "kid": 0.00001, "precision": 0.9, "recall": 0.91, "score": 9.9, "accuracy": 0.99,
@@ -104,7 +105,8 @@ def test_the_page_says_what_was_measured_and_configured(copy):
     rows = {name: values for name, *values in cells}
     assert rows["Frechet distance"] == ["3.142", "0.172"] and rows["class asked for"] == ["93.21%", "99.00%"]
     assert rows["recall (k = 3)"] == ["0.250", "0.910"]
-    assert "1,234 images at step 3" in text and "c0ffeec0ffeec0ff," in text and "accuracy 98.77%" in text
+    assert "1,234 images at step 3, beside 1,200 real ones" in text
+    assert "c0ffeec0ffeec0ff," in text and "accuracy 98.77%" in text
     assert rows["width"][0] == "8" and rows["batch_size"][0] == "8" and rows["numpy"][0] == np.__version__
     assert rows["images"][0] == "28x28 pixels" and len(rows["sha256 of labels"][0]) == 64
     G, _, _, _ = runs.load_generator(copy)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,17 +163,39 @@ def test_killed_and_resumed(whole, tmp_path):
     with open(tmp_path / "a" / "log.jsonl", "a") as log:
         log.write('{"step": 6, "seconds": 1.5, "los')
     (tmp_path / "a" / "checkpoints" / "step-00000006.safetensors.tmp").write_bytes(b"half")
-    (tmp_path / "a" / "samples" / "step-00000005.png.tmp").write_bytes(b"half")
+    (tmp_path / "a" / "samples" / ".minisagan-abc.tmp").mkdir()
+    (tmp_path / "a" / "samples" / ".minisagan-abc.tmp" / "step-00000005.png").write_bytes(b"half")
     assert [record["step"] for record in runs.read_log(tmp_path / "a")] == [1, 2, 3, 4, 5]
     train(loop.Run.resume(tmp_path / "a", options=OPTIONS))
     assert contents(tmp_path / "a") == contents(whole) and files(tmp_path / "a") == files(whole)
 
 
-def test_gone_back_to_an_older_checkpoint(whole, tmp_path):
+def test_pictures_that_are_damaged_are_not_in_the_film(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "a")
+    pictures = sorted((tmp_path / "a" / "samples").iterdir())
+    pictures[0].write_bytes(b"")  # as after a power cut
+    film, curves = tmp_path / "a" / "progress.gif", tmp_path / "a" / "curves.png"
+    before = len(iio.imread(film))
+    film.unlink(), curves.unlink()
+    train(loop.Run.resume(tmp_path / "a", options=OPTIONS))
+    assert len(iio.imread(film)) == before - 1 and curves.is_file()
+    note = f"note: not in the film: {pictures[0]}: not a picture that can be read"
+    assert capsys.readouterr().err.startswith(note)
+    film.unlink()
+    for picture in pictures:
+        picture.write_bytes(b"")
+    train(loop.Run.resume(tmp_path / "a", options=OPTIONS))
+    assert not film.exists()
+
+
+def test_gone_back_to_an_older_checkpoint(whole, tmp_path, capsys):
     train(new(tmp_path / "a", replace(CONFIG, seed=1)))
     known = contents(tmp_path / "a")
     older = tmp_path / "a" / "checkpoints" / "step-00000002.safetensors"
+    newer = sorted(path.name for path in older.parent.iterdir() if path.name > older.name)
     with loop.Run.resume(older, options=OPTIONS) as run:
+        said = f"note: back at {older.name}: what came after it is deleted ({', '.join(newer)})\n"
+        assert newer and capsys.readouterr().err == said
         assert run.training.step == 2 and len(runs.read_log(tmp_path / "a")) == 2
         assert [path.name for path in older.parent.iterdir()] == [older.name]
         assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir())[-1] == "step-00000002.png"
@@ -357,6 +380,16 @@ def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path):
     with pytest.raises(UsageError, match="a is not empty: --resume .* --force .* --out "), new(tmp_path / "a"):
         pytest.fail("it was opened")
     assert files(tmp_path / "a") == ["thesis.txt"]  # not even a lock
+
+
+def test_interrupted_while_it_begins_in_an_empty_folder_it_leaves_that_empty(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Run, "sample", lambda self: os.kill(os.getpid(), signal.SIGINT))
+        with new(tmp_path / "a"):
+            pytest.fail("it was opened")
+    assert [path.name for path in (tmp_path / "a").iterdir()] in ([], ["lock"])
+    train(new(tmp_path / "a", replace(CONFIG, steps=1)))
 
 
 def test_force_deletes_only_what_a_run_wrote(tmp_path):

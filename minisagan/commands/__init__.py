@@ -7,6 +7,7 @@ stdout, all else to stderr.
 Nothing here may import NumPy: `minisagan --help` and the shell's completion are to be there at once.
 """
 
+import codecs
 import contextlib
 import importlib
 import sys
@@ -50,13 +51,21 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx, args):
         name, stub, args = super().resolve_command(ctx, args)
-        return name, stub and importlib.import_module(f"minisagan.commands.{name}").command, args
+        if not stub:  # completion asks
+            return name, stub, args
+        command = importlib.import_module(f"minisagan.commands.{name}").command
+        for option in command.params:
+            if isinstance(option, click.Option):  # its variable is called as its flag is, not as our argument
+                flag = max(option.opts, key=len).strip("-").replace("-", "_")
+                option.envvar = f"MINISAGAN_{name}_{flag}".upper()
+        return name, command, args
 
     def main(self, args=None, prog_name=None, **kwargs):
         """Run a command line (default: the process's own), and exit with its code."""
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
         with contextlib.suppress(AttributeError):  # there may be no stdout
-            sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no UTF-8: it goes out as it is
+            codecs.register_error("minisagan", _as_it_is)
+            sys.stdout.reconfigure(errors="minisagan")
         rank, world = launched()
         if world > 1:
             guard()
@@ -86,6 +95,14 @@ class Commands(click.Group):
             traceback.print_exc()
         click.echo(f"Error: {' '.join(str(message).split())}", err=True)
         return code
+
+
+def _as_it_is(error):
+    """What stdout's encoding lacks: bytes of a file's name that are no text go out as they are, letters as \\u72ac."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 @click.group(

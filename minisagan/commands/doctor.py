@@ -8,8 +8,6 @@ import click
 
 from minisagan import __version__, cpu, cuda, data, parity, selfcheck
 from minisagan.commands import hardware
-from minisagan.data import cifar, idx
-from minisagan.data.places import locate
 from minisagan.launcher import launched
 from minisagan.processes import mpi, nccl
 
@@ -83,6 +81,4 @@ def _found(name, where):
         return "needs no file"
     if where is None:
         return "not there: no data folder"
-    files = [cifar.FILE, cifar.MEMBERS["train"][0]]
-    path = locate(where, name, files if name == "cifar10" else idx.spellings("train-images-idx3-ubyte"))
-    return path or "not there: train downloads it"
+    return data.find(name, where) or "not there: train downloads it"

@@ -17,7 +17,8 @@ ROW = "{:28}{:>12}{:>12}"
 
 @click.command(short_help="Measure images: distances, precision, recall, class asked for.")
 @click.argument("run")
-@click.option("--count", type=click.IntRange(1), default=10_000, help="How many images to draw and measure.")
+@click.option("--count", type=click.IntRange(1), show_default="10,000, or as many as are trained on",
+              help="How many images to draw and measure.")
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
 @click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the data set lies.")
@@ -26,13 +27,16 @@ ROW = "{:28}{:>12}{:>12}"
 def command(run, count, seed, dataset, data_dir, threads, as_json):
     """Measure the images of RUN: a run's folder (its newest checkpoint), RUN/best, or a checkpoint file.
 
-    As many images are drawn of each class as there are test images of it, and compared with the test images of the
-    run's data set, by the features of a small classifier trained by minisagan on its training images; beside each
-    number stands that of real training images. Writes evaluation.json into the run's folder.
+    They have the classes of the test images of the run's data set, as often as these do, and are compared with them by
+    the features of a small classifier, trained by minisagan on the training images. Beside each number stands that of
+    real training images. Writes evaluation.json into the run's folder.
     """
     cpu.set_threads(threads)
     generator, config, about, file = runs.load_generator(run)
     judge = Judge(runs.load_data(config, about, run, data_dir, dataset), count, seed, data_dir)
+    count, real = judge.count, len(judge.train_indices)
+    if real < count:
+        click.echo(f"note: real are {real:,} images, and fewer than {count:,} have a larger distance by that", err=True)
     classes = judge.labels if config.architecture.classes else None
     images, asked = draw(generator, count, classes, seed, about["image_size"])
     found, floor = judge.measure(images, asked), judge.floor()
@@ -45,7 +49,7 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
         "step": int(checkpoint.read_metadata(file)["step"]),
         "dataset": config.dataset,
         "count": count,
-        "train_count": len(judge.train_indices),
+        "train_count": real,
         "test_count": len(judge.test_indices),
         "seed": seed,
         "metrics": found,

@@ -43,5 +43,6 @@ def command(run, output, to, uint8):
         with replacing(output) as temp:
             temp.write_bytes(model)
     else:
-        checkpoint.save(output, export.folded(generator), about)
+        with replacing(output) as temp:
+            checkpoint.save(temp, export.folded(generator), about)
     click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB, the generator of {file}{compared}")

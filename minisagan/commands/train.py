@@ -65,7 +65,8 @@ def setting(flag, **kwargs):
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where data sets lie, or are put.")
 @click.option("--out", metavar="DIR", show_default="runs/NAME, or the next number", help="The new run's folder.")
 @setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
-@click.option("--minutes", type=float, help="Stop after so many minutes. Without --steps: as many steps as fit in.")
+@click.option("--minutes", type=float,
+              help="Stop after so many minutes. A new run without --steps: as many steps as fit in.")
 @setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
 @setting("--accumulate", type=int, metavar="K", help="See a batch as K micro-batches, in the memory of one. Paper: 1.")
 @setting("--parts", type=int, metavar="P", help="A batch is summed in P parts, which as many processes can share.")
@@ -107,7 +108,8 @@ def setting(flag, **kwargs):
 @click.option("--stop-on-collapse", is_flag=True, show_default=False,
               help="End, with exit code 6, when the samples of a class are nearly one image. It is noted in any case; "
               "the last checkpoint from before stays.")
-@click.option("--resume", metavar="RUN", help="Go on with this run (or from this checkpoint in it).")
+@click.option("--resume", metavar="RUN",
+              help="Go on with this run, or from this checkpoint in it: what came after it is deleted.")
 @click.option("--init-from", metavar="RUN",
               help="Begin with the weights of this run, as far as they fit. Its networks' options are the defaults.")
 @click.option("--force", is_flag=True, show_default=False, help="Replace the run that is in --out.")
@@ -138,7 +140,9 @@ def command(
     if stop_on_collapse and not sample_every:
         raise UsageError("--stop-on-collapse looks at the samples: --sample-every must not be 0")
     cpu.set_threads(threads)
-    given = {name: value for name, value in given.items() if value is not None}
+    source = click.get_current_context().get_parameter_source
+    said = {name for name in (*given, *NEW) if source(name) == ParameterSource.COMMANDLINE}
+    given = {name: value for name, value in given.items() if value is not None and (name in said or not resume)}
     if given.get("dataset") and data.is_path(given["dataset"]):
         given["dataset"] = os.path.abspath(given["dataset"])
     if "labels" in given:
@@ -147,12 +151,13 @@ def command(
         given["attention"] = _level(given["attention"])
     options = loop.Options(sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes)
     if resume:
-        for name, flag in NEW.items():  # one from the environment is for the new runs that are begun there
-            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        for name, flag in NEW.items():  # options from the environment are for the new runs that are begun there
+            if name in said:
                 raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
         config = _refuse_differences(resume, given)
         rates = {name: given[name] for name in RATES if name in given}
-        opened = loop.Run.resume(resume, given.get("steps"), data_dir, options, given.get("dataset"), rates, **on)
+        places = {name: given[name] for name in ("dataset", "labels") if name in given}
+        opened = loop.Run.resume(resume, given.get("steps"), data_dir, options, places, rates, **on)
     else:
         if force and not out:
             raise UsageError("--force needs --out, the folder of the run to replace")
@@ -266,13 +271,13 @@ def _networks(run, given):
 def _refuse_differences(run, given):
     """The run's Config; UsageError, naming each, for options that are not the run's own and may not change.
 
-    Steps and rates may, and the place of data that have no name of ours: whether they are the same, their hashes tell.
+    Steps and rates may, and where data lie that have no name of ours: whether they are the same, their hashes tell.
     """
     file = runs.find(run)
     config = runs.read_config(checkpoint.read_metadata(file), file)
     has = config.to_dict() | config.to_dict()["architecture"] | {"conditional": config.architecture.classes > 0}
     named = {given.get("dataset"), config.dataset} & set(data.NAMES)
-    may_change = {"steps", *RATES} | (set() if named else {"dataset"})
+    may_change = {"steps", *RATES} | (set() if named else {"dataset", "labels"} if config.labels else {"dataset"})
     differences = [
         f"{name.replace('_', '-')} {value} (the run has {has[name]})"
         for name, value in given.items()

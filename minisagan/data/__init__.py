@@ -77,6 +77,15 @@ def is_path(name):
     return name not in NAMES and not name.startswith("emnist-")
 
 
+def find(name, where):
+    """A file of the named set in the data folder, or None if it is not there: nothing is downloaded."""
+    from minisagan.data import cifar, idx
+    from minisagan.data.places import locate
+
+    files = [cifar.FILE, cifar.MEMBERS["train"][0]]
+    return locate(where, name, files if name == "cifar10" else idx.spellings("train-images-idx3-ubyte"))
+
+
 def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
     """The data set called `name` (one of NAMES), or what lies at that path, as a Dataset.
 

@@ -113,7 +113,10 @@ def _npz(path):
 
 
 def _checked(path, images, labels, names):
-    """(images (N, H, H, C), labels from 0, classes); `names`: {label: name}, or by their order {0: name, ...}."""
+    """(images (N, H, H, C), labels from 0, classes); `names`: {label: name}, or by their order {0: name, ...}.
+
+    Labels that are such names themselves keep them.
+    """
     if images.dtype != np.uint8:
         span = f", {images.min():g} to {images.max():g}" if images.dtype.kind in "iuf" and images.size else ""
         raise DataError(f"{path}: images are {images.dtype}{span}; save them as uint8, 0 to 255")
@@ -124,6 +127,8 @@ def _checked(path, images, labels, names):
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iuU":
         raise DataError(f"{path}: labels of {labels.dtype} {labels.shape} for {len(images)} images, not (N,) integers")
     known = sorted(set(labels.tolist()), key=lambda label: natural(label) if isinstance(label, str) else label)
+    if names and set(known) <= set(names.values()):
+        names = None
     if names and not set(known) <= set(names):
         if len(names) != len(known):
             raise DataError(f"{path}: {len(names)} names of classes for labels {known[0]} to {known[-1]}")

@@ -48,6 +48,7 @@ def load(root, size, where, how=Reading()):  # noqa: B008
             found.passed.append(f"{file} (a link to nowhere)")
     kept = [file for k, file in enumerate(files) if k not in left]
     unlisted = [file for file in found.files if listed is not None and file not in listed]
+    unlisted = [file for file in unlisted if not os.path.samefile(found.root / file, how.labels)]  # the list itself
     _refuse(root, how, kept, bad, no_images, unlisted, cache and cache / f"{key}-unreadable.txt")
     tops = [_class(file) for file in kept] if listed is None else [listed[file] for file in kept]
     if None in tops and any(tops):

@@ -15,6 +15,7 @@ from minisagan.errors import UsageError
 from minisagan.judge import classifier, metrics
 from minisagan.judge.classifier import FEATURES
 
+COUNT = 10_000  # images that are usually measured
 K = 3  # of precision and recall
 ROWS = {  # metric: its name, its format, in the order in which they are shown
     "frechet": ("Frechet distance", "{:.3f}"),
@@ -31,18 +32,21 @@ ROWS = {  # metric: its name, its format, in the order in which they are shown
 class Judge:
     """Measures images against `count` test images of `dataset` (its training images), or as many as there are.
 
-    Which images stand for the data set is a matter of the seed. `labels` (M,) are the classes of these test images, and
-    those to ask a generator for, over and over. Trains the data set's classifier if there is none yet.
-    UsageError if there are too few images for the Frechet distance.
+    Its floor is that of `count` training images, or of all of them. That many should be measured, since a distance
+    falls with the number of images: so without a `count` it is COUNT, or all training images. Which images stand for
+    the data set is a matter of the seed. `labels` (M,) are the classes of these test images, and those to ask a
+    generator for, over and over. Trains the data set's classifier if there is none yet. UsageError if there are too few
+    images for the Frechet distance.
     """
 
-    def __init__(self, dataset, count, seed=0, data_dir=None):
+    def __init__(self, dataset, count=None, seed=0, data_dir=None):
         self.classes = dataset.classes
         (train, learned), (test, held) = classifier.splits(dataset, data_dir)
+        self.count = count = min(COUNT, len(learned)) if count is None else count
         for number, what in (
-            (count, "images"),
             (len(held), f"test images of {dataset.name}"),
             (len(learned), f"training images of {dataset.name}"),
+            (count, "images"),
         ):
             if number <= FEATURES:
                 raise UsageError(

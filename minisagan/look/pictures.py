@@ -85,22 +85,26 @@ def write_png(path, image):
 def read_png(path):
     """What `write_png` wrote there, uint8 (H, W, C); DataError if it is missing or damaged."""
     try:
-        return np.atleast_3d(iio.imread(Path(path).read_bytes(), extension=".png"))
+        return np.atleast_3d(iio.imread(Path(path).read_bytes(), plugin="pillow", extension=".png"))
     except Exception as error:  # decoders raise all kinds
         raise DataError(f"{path}: not a picture that can be read: {error}") from error
 
 
 def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES):
-    """Writes frames uint8 (H, W, C), all of one shape, as a film that never ends; Fault as in `write_png`.
+    """Writes frames uint8 (H, W, C), all of one C, as a film that never ends; Fault as in `write_png`.
 
-    A frame may be the path of a picture, too: it is read and scaled down before the next one is. Of more than `most`
-    so many are kept, first and last among them. Each is shown for `milliseconds` (a GIF has tens), the last one for
-    `last`; equal neighbours become one. `captions`, one text for each frame, are written below. To keep the file small
-    there are 16 greys, or 64 colours chosen for the whole film; no side is longer than WIDEST; and all frames are
-    scaled down until the file has LARGEST bytes at most.
+    A frame may be the path of a picture, too: it is read and scaled down before the next one is, and left out, with a
+    note on stderr, if it is damaged. Of more than `most` so many are kept, first and last among them; smaller
+    ones stand at the lower right of a frame of the largest's size. Each is shown for `milliseconds` (a GIF has tens),
+    the last one for `last`; equal neighbours become one. `captions`, one text for each frame, are written below. To
+    keep the file small there are 16 greys, or 64 colours chosen for the whole film; no side is longer than WIDEST; and
+    all frames are scaled down until the file has LARGEST bytes at most. Without any frame no file is written.
     """
     kept = np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)
-    frames, captions = [_shrunk(_read(frames[k]), WIDEST) for k in kept], captions and [captions[k] for k in kept]
+    frames = {k: _shrunk(x, WIDEST) for k, x in ((k, _read(frames[k])) for k in kept) if x is not None}
+    if not frames:
+        return
+    frames, captions = _framed(list(frames.values())), captions and [captions[k] for k in frames]
     durations = [milliseconds] * (len(frames) - 1) + [milliseconds if last is None else last]
     while len(film := _film(frames, captions, durations)) > LARGEST and (side := max(frames[0].shape)) > 8:
         side = int(side * max(0.3, 0.95 * (LARGEST / len(film)) ** 0.5))
@@ -111,7 +115,21 @@ def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES)
 
 
 def _read(frame):
-    return _checked(frame if isinstance(frame, np.ndarray) else read_png(frame), 3)
+    """A frame's pixels, or None if it is the path of a picture that can't be read."""
+    try:
+        return _checked(frame if isinstance(frame, np.ndarray) else read_png(frame), 3)
+    except DataError as error:
+        print(f"note: not in the film: {error}", file=sys.stderr)
+        return None
+
+
+def _framed(frames):
+    """Frames (H, W, C) of one shape: names of classes, at the left, take what room the fonts of a machine ask for."""
+    if len({x.shape for x in frames}) < 2:
+        return frames
+    height, width = (max(x.shape[axis] for x in frames) for axis in (0, 1))
+    room = [((height - len(x), 0), (width - x.shape[1], 0), (0, 0)) for x in frames]
+    return [np.pad(x, pad, constant_values=GAP_GREY) for x, pad in zip(frames, room, strict=True)]
 
 
 def _shrunk(x, side):

@@ -207,7 +207,7 @@ class Play:
         name, where = self.config.dataset, data.data_folder(self.data_dir)
         if data.is_path(name):
             return "" if Path(name).exists() else f"{name} is not there"
-        there = name == "drawn-digits" or where and (where / name).is_dir() or name not in data.NAMES
+        there = name == "drawn-digits" or name not in data.NAMES or where and data.find(name, where)
         return "" if there else f"{name} is not in {where or 'a data folder'}: --data-dir names another folder"
 
     def _data(self):

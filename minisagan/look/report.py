@@ -200,8 +200,8 @@ def _evaluation(report):
             if key in found
         ]
         text = (
-            f"{int(facts['count']):,} images at step {int(facts['step']):,}, beside as many real ones; by the "
-            f"{int(net['features'])} features of classifier {html.escape(str(net['hash'])[:16])}, "
+            f"{int(facts['count']):,} images at step {int(facts['step']):,}, beside {int(facts['train_count']):,} real "
+            f"ones; by the {int(net['features'])} features of classifier {html.escape(str(net['hash'])[:16])}, "
             f"accuracy {net['accuracy']:.2%}."
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from minisagan import __version__, cpu, cuda, data, variety
 from minisagan.config import Config
 from minisagan.errors import DataError, UsageError
-from minisagan.files import replacing
+from minisagan.files import UNFINISHED, replacing
 from minisagan.models import Discriminator, Generator
 from minisagan.run import checkpoint
 
@@ -46,6 +47,13 @@ def note_unreadable(file):
         print(f"note: cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}", file=sys.stderr)
 
 
+def note_left_behind(file):
+    """Say on stderr which checkpoints go if the run goes on from `file`, which is none of its last."""
+    left = sorted(path.name for path in file.parent.glob("step-*.safetensors") if path.name > file.name)
+    if left:
+        print(f"note: back at {file.name}: what came after it is deleted ({', '.join(left)})", file=sys.stderr)
+
+
 def read_config(about, file):
     """The Config in a checkpoint's metadata; DataError if there is none that this version understands."""
     lacks = {"step", "config", "data", "versions", "seconds", "log_bytes"} - about.keys()
@@ -74,7 +82,7 @@ def _load(path, kind, prefix):
         note_unreadable(file)
     tensors, about = checkpoint.load(file)
     config = read_config(about, file)
-    config = replace(config, dataset=place_now(config, file))
+    config = moved(config, **places_now(config, file))
     network = kind(config.architecture)
     wanted = {f"{prefix}.{name}": p.data for name, p in network.parameters().items()}
     wanted |= {f"{prefix}.{name}": buffer for name, buffer in network.buffers().items()}
@@ -82,12 +90,12 @@ def _load(path, kind, prefix):
     return network.eval(), config, json.loads(about["data"]), file
 
 
-def load_data(config, then, run, data_dir=None, place=None):
+def load_data(config, then, run, data_dir=None, dataset=None, labels=None):
     """The training images of a run, `then` what it kept of them; DataError if they are gone or no longer the same.
 
-    They lie at `place`, if that is given: where they were moved to.
+    `dataset`, and the list of their `labels`: where these were moved to.
     """
-    name = place or config.dataset
+    name = dataset or config.dataset
     if not (data.is_path(name) and data.is_path(config.dataset)) and name != config.dataset:
         raise UsageError(f"--dataset {name}: {run} was trained on {config.dataset}")
     if data.is_path(name) and not Path(name).exists():
@@ -95,20 +103,29 @@ def load_data(config, then, run, data_dir=None, place=None):
             f"{name}: the images that {run} was trained on are not there; --dataset names where they are now"
         )
     size = config.architecture.size if name not in data.NAMES else None
-    dataset = data.load(name, data_dir, size=size, how=config.reading())
+    dataset = data.load(name, data_dir, size=size, how=moved(config, name, labels).reading())
     now = about_data(dataset)
     if name != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
         raise DataError(f"{name}: not the data that {run} was trained on: {_difference(then, now)}")
     return dataset
 
 
-def place_now(config, file):
-    """Where the data of this checkpoint lie by the config.json of its run, which learns if they are moved."""
+def places_now(config, file):
+    """{"dataset", "labels"} of this checkpoint by the config.json of its run, which learns if they are moved."""
+    then = {"dataset": config.dataset, "labels": config.labels}
     try:
-        now = json.loads((folder_of(file) / "config.json").read_text())["config"]["dataset"]
-    except (OSError, TypeError, ValueError, KeyError):  # it lies in no run, or config.json is not readable
-        now = config.dataset
-    return config.dataset if config.dataset in data.NAMES or now in data.NAMES else str(now)
+        about = json.loads((folder_of(file) / "config.json").read_text())["config"]
+        now = {name: was and str(about.get(name) or was) for name, was in then.items()}
+    except (OSError, TypeError, ValueError, KeyError, AttributeError):  # it lies in no run, or config.json is damaged
+        return then
+    return then if {now["dataset"], then["dataset"]} & set(data.NAMES) else now
+
+
+def moved(config, dataset, labels=None):
+    """The Config of data that lie there now; a list of labels in the folder was moved with it, if nothing is said."""
+    if not labels and config.labels and Path(config.labels).is_relative_to(config.dataset):
+        labels = str(Path(dataset, Path(config.labels).relative_to(config.dataset)))
+    return replace(config, dataset=str(dataset), labels=labels or config.labels)
 
 
 def take_weights(path, training):
@@ -222,3 +239,6 @@ def clear(folder, names=OURS, after=-1):
             step = re.match(r"step-(\d+)\.", path.name)
             if not step or int(step[1]) > after:
                 path.unlink()
+    for place in {(folder / name).parent for name in names}:
+        for path in place.glob("*".join(UNFINISHED)):
+            shutil.rmtree(path)

@@ -104,6 +104,9 @@ class Run:
                 run.sample()
             except BaseException as error:
                 shutil.rmtree(folder, ignore_errors=True) if new else runs.clear(folder)
+                for name in ("checkpoints", "samples"):
+                    with contextlib.suppress(OSError):
+                        (folder / name).rmdir()
                 if isinstance(error, OSError):
                     raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
                 raise
@@ -111,11 +114,11 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def resume(cls, path, steps=None, data_dir=None, options=USUAL, place=None, rates=None, **where):
+    def resume(cls, path, steps=None, data_dir=None, options=USUAL, places=None, rates=None, **where):
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
-        `place`: where the data were moved to. `rates`: the lr_g or lr_d that holds from here on. What the run wrote
-        after that checkpoint is deleted: it will be written anew.
+        `places`: where the data, the "dataset" or its "labels", were moved to. `rates`: the lr_g or lr_d that holds
+        from here on. What the run wrote after that checkpoint is deleted: it will be written anew.
         """
         file = runs.find(path)
         folder = runs.folder_of(file)
@@ -127,19 +130,24 @@ class Run:
             config, step = runs.read_config(about, file), int(about["step"])
             if steps is not None and steps < step:
                 raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
-            if Path(path).is_dir():
+            whole = Path(path).is_dir()
+            if whole:
                 runs.note_unreadable(file)
-            place = place or runs.place_now(config, file)
-            dataset = runs.load_data(config, json.loads(about["data"]), folder, data_dir, place)
+            here = runs.moved(config, **runs.places_now(config, file))
+            places = places or {}
+            dataset = runs.load_data(here, json.loads(about["data"]), folder, data_dir, **places)
+            here = runs.moved(here, dataset.name, places.get("labels"))
             changed = {name: value for name, value in (rates or {}).items() if value != getattr(config, name)}
             changed |= {} if steps is None else {"steps": steps}
-            training = Training(replace(config, dataset=dataset.name, **changed), dataset, **where)
+            training = Training(replace(here, **changed), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
             run = cls(folder, training, float(about["seconds"]), options, data_dir)
             run.saved = step
             run.news = {name: value for name, value in changed.items() if name != "steps"}
             try:
+                if not whole:
+                    runs.note_left_behind(file)
                 runs.clear(folder, runs.STEP_FILES, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
@@ -199,10 +207,10 @@ class Run:
             self.save()
         if not self.picture().exists():
             self.sample()
+        plot.curves(self.folder / "curves.png", runs.read_log(self.folder))
         frames = runs.sampled(self.folder)
         files, captions = [path for _, path in frames], [f"step {step}" for step, _ in frames]
         pictures.write_gif(self.folder / "progress.gif", files, 400, last=2000, captions=captions)
-        plot.curves(self.folder / "curves.png", runs.read_log(self.folder))
 
     def save(self):
         """Write a checkpoint; only when it is whole are older ones deleted, but the last `keep`."""
