@@ -39,15 +39,16 @@ CHECKED = 64  # images that they are compared on
 
 def folded(generator):
     """The weights of a generator in evaluation mode, folded: name -> float32 array, as the table above has them."""
+    own = generator.parameters()  # spectral_weights lays what it makes beside them
     with no_tape(), spectral_weights(generator):
-        weights = dict(_folded(generator, ""))
+        weights = dict(_folded(generator, "", own))
     for name in ("input.w", "input.b"):  # its outputs are (4, 4, C), and are to be (C, 4, 4)
         w = weights[name]
         weights[name] = np.moveaxis(w.reshape(16, -1, *w.shape[1:]), 1, 0).reshape(w.shape)
-    return {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
+    return {name: np.asarray(w, np.float32, order="C") for name, w in weights.items()}
 
 
-def _folded(module, path):
+def _folded(module, path, own):
     for name, child in vars(module).items():
         at = path + name
         if isinstance(child, nn.BatchNorm):
@@ -59,8 +60,8 @@ def _folded(module, path):
             if child.b is not None:
                 yield f"{at}.b", child.b.data
         elif isinstance(child, Module):
-            yield from _folded(child, f"{at}.")
-        elif isinstance(child, Tensor):
+            yield from _folded(child, f"{at}.", own)
+        elif isinstance(child, Tensor) and at in own:
             yield at, child.data
 
 

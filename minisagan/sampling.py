@@ -13,7 +13,7 @@ STANDING_BATCHES = 16  # over which a generator's batch statistics are taken
 
 
 def noise(config, z_stream, label_stream, step):
-    """What the generator is given for a batch: z (N, latent) standard normal, labels (N,) uniform over the classes.
+    """What a generator is given to be measured: z (N, latent) standard normal, labels (N,) uniform over the classes.
 
     Images that D sees at once, i, N/k + i, ... of k, are of one class. Labels are None for an unconditional generator.
     Both lie where `step` does.

@@ -3,8 +3,8 @@
     D:  minimise  mean relu(1 - D(x, y)) + mean relu(1 + D(G(z, y'), y'))
     G:  minimise  -mean D(G(z, y'), y')
 
-with two Adams of different rates (TTUR), spectral norm in both networks, fresh z and y' for every step, and a running
-average of G's weights, from which samples are drawn.
+with two Adams of different rates (TTUR), spectral norm in both networks, fresh z for every step, and a running average
+of G's weights, from which samples are drawn. The y' are the y of the real images (inputs.py says why).
 """
 
 from dataclasses import replace

@@ -83,7 +83,13 @@ def example():
 def test_the_graph_draws_our_images(options):
     generator = trained(**options)
     model = export.to_onnx(generator, {"classes": "[]"})
-    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    graph = onnx.load_from_string(model)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {x.name for x in graph.graph.initializer} <= {name for node in graph.graph.node for name in node.input}
+    own = {name: p.shape for name, p in generator.parameters().items() if ".norm" not in name and name[:4] != "norm"}
+    weights = {name: x for name, x in export.folded(generator).items() if not name.endswith((".scale", ".shift"))}
+    assert weights.keys() == own.keys()
+    assert all(sorted(x.shape) == sorted(own[name]) for name, x in weights.items())  # gamma is (), kernels are turned
     for count in (1, 5):
         z, labels = inputs(generator, count)
         ours = generate(generator, z, labels)

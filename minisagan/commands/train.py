@@ -26,7 +26,12 @@ from minisagan.run import folder as runs
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
 SMALL, PHOTOS = (DEFAULTS | recipe | recipe["architecture"] for recipe in (RECIPES["digits"], RECIPES["folder"]))
-USUAL = {"size": "the data's own", "channels": "the data's own", "attention_key": "C/8, at least 8"}  # in words
+USUAL = {  # in words
+    "size": "of a folder of images 64, else the data's own",
+    "channels": "of a folder of images 3, else the data's own",
+    "attention": "16 at 32x32, else 32",
+    "attention_key": "C/8, at least 8",
+}
 NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from", "strict": "--strict"}
 RATES = ("lr_g", "lr_d")  # which a resumed run may change
 WARM_UP, PACE, SAFETY = 3, 20, 0.97  # steps before the pace is measured, and over which; the share that is planned
@@ -62,7 +67,8 @@ def setting(flag, **kwargs):
 @click.command(cls=Grouped, short_help="Train a GAN on a data set, or go on with a run.")
 @setting("--dataset", metavar="NAME", help=f"{', '.join(data.NAMES)}, emnist-NAME, or a path: a "
          "folder of images or of IDX files, or an .npz with images and labels.")
-@click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where data sets lie, or are put.")
+@click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA, or the cache folder",
+              help="Where data sets lie, or are put.")
 @click.option("--out", metavar="DIR", show_default="runs/NAME, or the next number", help="The new run's folder.")
 @setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
 @click.option("--minutes", type=float,
