@@ -40,17 +40,17 @@ _recording = _Recording()
 class Tensor:
     """An array on the tape: `data`, the `parents` it was computed from, and the `vjp` that leads back to them.
 
-    Its operators (+, @, ...) come from ops/arithmetic.py. A leaf (a weight, an input) has no parents.
-    `vjp(g, needs)` takes the cotangent of this tensor and one bool for each parent, and returns one cotangent for each
-    parent, of the parent's shape (anything where not needed). `op` is the name of what computed it, for those who count
-    and time.
+    Its operators (+, @, ...) come from ops/arithmetic.py. A leaf (a weight, an input) has no parents; its data may be a
+    number or a list, which becomes an array. `vjp(g, needs)` takes the cotangent of this tensor and one bool for each
+    parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed). `op` is the
+    name of what computed it, for those who count and time.
     """
 
     __slots__ = ("data", "parents", "vjp", "op", "birth", "__weakref__")  # the last one lets tests watch tensors die
     __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__, not NumPy
 
     def __init__(self, data, parents=(), vjp=None, op=""):
-        self.data, self.op = data, op
+        self.data, self.op = np.asarray(data) if not vjp and type(data) in (int, float, list, tuple) else data, op
         self.parents, self.vjp = (parents, vjp) if _recording.on else ((), None)
         self.birth = next(_births)  # parents are always older than their children
 
@@ -92,7 +92,7 @@ def grad(loss, wanted, cotangent=None):
             raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent: it is no scalar")
         cotangent = np.ones_like(loss.data)
     starts = list(zip(loss, cotangent, strict=True)) if isinstance(loss, list) else [(loss, cotangent)]
-    nodes = sorted(_ancestors([tensor for tensor, _ in starts]), key=lambda node: node.birth)
+    nodes = sorted(ancestors([tensor for tensor, _ in starts]), key=lambda node: node.birth)
     asked = {id(tensor) for tensor in wanted}
     leads = set(asked)  # the nodes that lead to something wanted, found oldest first
     for node in nodes:
@@ -113,6 +113,8 @@ def grad(loss, wanted, cotangent=None):
         if not any(needs):  # a leaf, or wanted itself and computed from nothing wanted
             continue
         for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
+            if need and dparent is None:
+                raise ValueError(f"{node.op or 'an op'}: its vjp gave None where `needs` asked for a cotangent")
             if need:
                 rest = held.get(id(parent))
                 if callable(dparent):
@@ -123,11 +125,13 @@ def grad(loss, wanted, cotangent=None):
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 
 
-def _ancestors(tensors):
-    """Every node that these were computed from, themselves included, collected without recursion."""
-    seen, stack = {id(tensor): tensor for tensor in tensors}, list(tensors)
+def ancestors(tensors, until=()):
+    """Every node that these were computed from, themselves included; but what lies behind `until` only if another way
+    leads there. They are collected without recursion."""
+    seen, stack, ends = {id(tensor): tensor for tensor in tensors}, list(tensors), {id(tensor) for tensor in until}
     while stack:
-        for parent in stack.pop().parents:
+        node = stack.pop()
+        for parent in node.parents if id(node) not in ends else ():
             if id(parent) not in seen:
                 seen[id(parent)] = parent
                 stack.append(parent)

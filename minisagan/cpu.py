@@ -23,7 +23,7 @@ CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, a
 LONG = 1 << 13  # numbers in an inner loop of NumPy's, if it can be chosen
 LINE = 64  # bytes in a line of the cache
 
-_team = None
+_team, _count = None, None  # the threads, and how many there are to be (None: as many as cores)
 _local = threading.local()
 
 
@@ -57,20 +57,27 @@ class Team:
         """Call work() here and in `helpers` other threads at once; the first error of any is raised.
 
         If they help another thread already, as when two requests to a page compute at once, it is called here alone.
+        Who is interrupted while waiting for them (by Ctrl-C) leaves this team, and a new one is made.
         """
         if not self.free.acquire(blocking=False):
             work()
             return
-        self.work, self.error = work, None
-        for start in self.starts[:helpers]:
-            start.release()
+        self.work, self.error, left = work, None, helpers
         try:
-            work()
+            for start in self.starts[:helpers]:
+                start.release()
+            try:
+                work()
+            finally:
+                while left:
+                    self.done.acquire()
+                    left -= 1
         finally:
-            for _ in range(helpers):
-                self.done.acquire()
             error, self.work = self.error, None  # it may hold what should die
-            self.free.release()
+            if left:
+                _forget()
+            else:
+                self.free.release()
         if error:
             raise error
 
@@ -83,11 +90,11 @@ class Team:
 
 def set_threads(count=None):
     """Use `count` threads (default: all cores this process may run on), each with a single-threaded BLAS."""
-    global _team
+    global _team, _count
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if _team:
         _team.dismiss()
-    _team = Team((count or cores) - 1)
+    _team, _count = Team((count or cores) - 1), count
     keep_freed_memory()
     threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
     sys.setswitchinterval(1e-3)  # not 5 ms: a thread that waits for Python's lock gets it sooner, 2 % of a step
@@ -96,7 +103,17 @@ def set_threads(count=None):
 def start():
     """Make ready to compute, if nobody has: the threads of `set_threads`. The first op does it; an import does not."""
     if _team is None:
-        set_threads()
+        set_threads(_count)
+
+
+def _forget():
+    """Let the next loop make the threads anew: a process that somebody forks from this one has none of them."""
+    global _team
+    _team = None
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_forget)
 
 
 def threads():
@@ -118,7 +135,7 @@ def blas():
 
 def alone():
     """Whether loops run in one thread. Where processes share a batch, the other cores are theirs."""
-    return threads() == 1 or processes.world() > 1
+    return processes.world() > 1 or threads() == 1
 
 
 def parallel(body, count, spread=True):
@@ -126,18 +143,19 @@ def parallel(body, count, spread=True):
 
     Without `spread`, one after another in this thread: for little work (`worth_threads`).
     """
-    if alone() or count == 1 or not spread:
+    if count <= 1 or not spread or alone():
         for i in range(count):
             body(i)
         return
-    helpers = min(len(_team.starts), count - 1)
+    team = _team
+    helpers = min(len(team.starts), count - 1)
     todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
 
     def work():
         for i in todo:
             body(i)
 
-    _team.run(work, helpers)
+    team.run(work, helpers)
 
 
 def cached(count, bytes_each):

@@ -6,6 +6,8 @@ width * min(S / (2 r), 16). At 128x128 with 1,000 classes they have the released
 parameters.
 """
 
+import numpy as np
+
 from minisagan import ops
 from minisagan.autograd import Tensor
 from minisagan.beyond.pack import alone
@@ -21,6 +23,13 @@ from minisagan.nn import (
     UpBlock,
 )
 from minisagan.together import rows_of_classes, spectral_weights
+
+
+def check(N, labels, classes):
+    """ValueError unless a network of so many classes is given N > 0 images and a label for each; without any, none."""
+    given, wanted = None if labels is None else np.shape(labels), (N,) if classes else None
+    if not N or given != wanted:
+        raise ValueError(f"for {N} images of a network with {classes or 'no'} classes labels are {wanted}, not {given}")
 
 
 class Generator(Module):
@@ -41,6 +50,7 @@ class Generator(Module):
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
 
     def __call__(self, z, labels=None):
+        check(len(z.data), labels, self.arch.classes)
         with spectral_weights(self), rows_of_classes(self, labels):
             x = self.input(z if isinstance(z, Tensor) else Tensor(z))
             x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
@@ -78,6 +88,7 @@ class Discriminator(Module):
     def __call__(self, x, labels=None):
         with spectral_weights(self):
             x = x if isinstance(x, Tensor) else Tensor(x)
+            check(len(x.data), labels, self.arch.classes)
             if x.shape[-1] < self.arch.pack * self.arch.channels:
                 x = alone(x, self.arch.pack)
             for r in self.levels:

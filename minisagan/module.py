@@ -11,7 +11,10 @@ from minisagan.autograd import Tensor
 
 
 class Module:
-    """Finds the parameters, buffers and modules among its attributes."""
+    """Finds the parameters, buffers and modules among its attributes.
+
+    A network is called by one thread at a time: what a call computes for all its layers lies on them meanwhile.
+    """
 
     training = True
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from minisagan import cpu, cuda, ops, processes, team
-from minisagan.autograd import Tensor, grad, no_tape
+from minisagan.autograd import Tensor, ancestors, grad, no_tape
 from minisagan.beyond.augment import augmented
 from minisagan.beyond.pack import packed
 from minisagan.init import Init
@@ -64,11 +64,16 @@ def generator_step(G, D, adam, ema, z, labels, draws=None):
 def descend(loss, network, adam):
     """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
+    ValueError for a loss of several calls of the network, or of a weight by itself: those are grad()'s.
+
     The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
     gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
     processes, once: the batch ends there. From W / sigma to W the tape is about weights alone, the same in each.
     An Adam that accumulates makes one step for so many losses, of micro-batches, down the mean of their gradients.
     """
+    known = {id(x) for x in ancestors([loss], network.used)} - {id(x) for x in network.used}
+    if any(id(p) in known for p in adam.parameters):
+        raise ValueError("descend takes a loss of the network's last call, and of no weight by itself: take grad()")
     shares = grad(loss, network.used, np.full_like(loss.data, 1 / (processes.world() * adam.accumulate)))
     gradients = grad(network.used, adam.parameters, processes.total(shares))
     processes.publish()  # forks have one memory for the weights: nobody moves them while another still reads gamma
@@ -86,12 +91,14 @@ class Training:
     data; with `graph` a step of D and one of G, after a few that just run, are one launch each. `processes` processes
     share each batch (None: all that MPI's launcher started, on GPUs with one each, else on a CPU as many as suit
     cpu.threads() and this batch), and not one bit of the weights depends on their number. The others start with the
-    first step; later changes to `state` here reach forks as well, but no other ranks of MPI.
+    first step; later changes to `state` here reach forks as well, but no other ranks of MPI. The rates are the
+    config's: what is set in `adam_g` or `adam_d` holds for this process's part of the weights alone.
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
         cpu.start()
         self.config, self.dataset, self.step = config, dataset, 0
+        self.broken = False  # whether an error or Ctrl-C ended steps that were begun
         self.sampled_at = None  # the step for which the averaged generator's statistics were measured
         source = replace(dataset, images=cuda.put(dataset.images), labels=cuda.put(dataset.labels)) if gpu else dataset
         self.inputs = Inputs(config, dataset, source)
@@ -119,9 +126,13 @@ class Training:
         naming the first tensor with a NaN or an infinity, and the rank of MPI, when a loss of any of the steps is not
         finite.
         """
+        if self.broken:
+            raise RuntimeError("this training was interrupted in the middle of a step: load its last checkpoint")
         if not self.team or self.team.ended:
             self.team = team.assemble(self, self.invited)
+        self.broken = True
         history = cuda.to_host(self.team.run(self.steps, count, self.step))  # (count, world, accumulate, len(LOSSES))
+        self.broken = False
         self.step += count
         if not np.isfinite(history).all():
             raise team.diverged(self, ~np.isfinite(history))

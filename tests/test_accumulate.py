@@ -11,7 +11,7 @@ from minisagan.errors import UsageError
 from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 from minisagan.optim import EMA, Adam, flatten
-from minisagan.train import Training, discriminator_step, generator_step
+from minisagan.train import Training, descend, discriminator_step, generator_step
 
 ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3, pack=2)
 K, N = 3, 4  # micro-batches, images in each
@@ -49,6 +49,31 @@ def test_one_step_is_made_down_the_mean_of_the_micro_batches_gradients(of):
     mean = np.mean(apart, axis=0)
     np.testing.assert_allclose(together[K - 1], mean, rtol=1e-12, atol=1e-12 * np.abs(mean).max())
     assert np.abs(apart[0] - mean).max() > 0.1 * np.abs(mean).max()
+
+
+def test_a_loss_of_several_calls_or_of_a_weight_is_refused():
+    D = Discriminator(ARCH, Init(0, dtype=np.float64))
+    adam, x, labels = Adam(D.parameters(), 1e-3), np.zeros((2, 32, 32, 2)), np.zeros(2, int)
+    before = adam.weights.copy()
+    for loss in (
+        lambda: D(x, labels).mean() + D(x + 1, labels).mean(),  # W / sigma is the last call's alone
+        lambda: D(x, labels).mean() + (D.last.conv1.w * D.last.conv1.w).sum(),
+    ):
+        with pytest.raises(ValueError, match="a loss of the network's last call, and of no weight by itself"):
+            descend(loss(), D, adam)
+    np.testing.assert_array_equal(adam.weights, before)
+    D.train(), D(x, labels)
+    assert descend(D(x, labels).mean(), D, adam) and (adam.weights != before).any()
+
+
+def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):
+    training = Training(Config(batch_size=8, architecture=ARCH), parity.noise(Config(architecture=ARCH), 20))
+    training.advance()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "step_g", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        training.advance()
+    with pytest.raises(RuntimeError, match="interrupted in the middle of a step: load its last checkpoint"):
+        training.advance()
 
 
 def test_micro_batches_see_and_draw_what_as_many_batches_would():

@@ -220,6 +220,38 @@ def test_operators_take_numbers_arrays_and_tensors_on_both_sides():
     assert ((x + 1) - (x - 1)).data.tolist() == [2, 2] and (a / x).data.tolist() == [2, 2]
 
 
+def test_a_tensor_is_made_of_numbers_and_lists_and_shaped_as_numpys_arrays_are():
+    assert ops.relu(Tensor(-2.0)).data == 0 and ops.tanh(Tensor([0, 0.0])).data.tolist() == [0, 0]
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    for a, b in ((x.reshape(3, 2), x.reshape((3, 2))), (x.transpose(1, 0), x.transpose((1, 0)))):
+        np.testing.assert_array_equal(a.data, b.data)
+    left = np.ones((4, 2))
+    y = left @ x
+    np.testing.assert_array_equal(y.data, left @ x.data)
+    np.testing.assert_array_equal(grad(y.sum(), [x])[0], np.full((2, 3), 4.0))
+
+
+def test_constants_are_not_cut_to_whole_numbers():
+    pixels = Tensor(np.array([0, 200, 255], np.uint8))
+    np.testing.assert_array_equal((pixels / 127.5 - 1).data, np.array([0, 200, 255]) / 127.5 - 1)
+    assert (Tensor(np.arange(4)) * 0.5).data.tolist() == [0, 0.5, 1, 1.5] and Tensor(np.arange(4)).mean().data == 1.5
+    assert (Tensor(np.ones(2, np.float32)) * np.float64(0.1)).dtype == np.float32
+
+
+@pytest.mark.parametrize("axis", [3, -4, (0, 3)])
+def test_axes_that_are_not_there_are_refused(axis):
+    for of in (ops.sum, ops.mean):
+        with pytest.raises(np.exceptions.AxisError, match="out of bounds for array of dimension 3"):
+            of(Tensor(np.zeros((2, 3, 4))), axis)
+
+
+def test_a_cotangent_that_is_asked_for_and_not_given_is_an_error():
+    a, b = Tensor(np.ones(2)), Tensor(np.ones(2))
+    y = Tensor(a.data * b.data, (a, b), lambda g, needs: (g, None), "mine")
+    with pytest.raises(ValueError, match="mine: its vjp gave None where `needs` asked"):
+        grad(y, [a, b], np.ones(2))
+
+
 def test_activations_die_while_the_backward_pass_consumes_them(no_gc):
     """When the oldest op's vjp runs, the arrays of all younger ones are gone."""
     alive, x = [], leaf(*range(10))

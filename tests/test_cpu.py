@@ -1,6 +1,8 @@
 """Threads that share loops: every call is made once, whoever asks for it, and while the threads are exchanged."""
 
 import contextlib
+import os
+import signal
 import threading
 
 import numpy as np
@@ -53,6 +55,45 @@ def test_threads_of_the_programs_own_may_have_loops_at_the_same_time_and_meanwhi
         thread.join(60)
     assert ended.is_set() and sorted(found) == [0, 1, 2, 3]
     assert all((made == 1).all() for made in found.values())
+
+
+def test_a_process_that_is_forked_makes_threads_of_its_own():
+    cpu.set_threads(3)
+    assert (counted(2) == 1).all()
+    child = cpu.fork()
+    if not child:
+        signal.alarm(30)  # it would wait for threads that it has not
+        os._exit(0 if (counted(2) == 1).all() and cpu.threads() == 3 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (counted(2) == 1).all()
+
+
+def test_a_loop_over_nothing_leaves_the_threads_as_they_are():
+    cpu.set_threads(4)
+    assert counted(1, size=0).shape == (1, 0)
+    before = threading.active_count()
+    assert (counted(20) == 1).all() and threading.active_count() == before
+
+
+def test_whoever_is_interrupted_while_waiting_has_threads_again():
+    cpu.set_threads(2)
+    started, go = threading.Event(), threading.Event()
+
+    def body(i):
+        if threading.current_thread() is threading.main_thread():
+            started.wait(30)  # so that the other thread has one of the two calls
+        else:
+            started.set()
+            go.wait(30)
+
+    team = cpu._team
+    acquire = team.done.acquire
+    team.done.acquire = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cpu.parallel(body, 2)
+    go.set()
+    team.done.acquire = acquire
+    assert (counted(20) == 1).all() and cpu.threads() == 2 and cpu._team is not team
 
 
 def threads_of(images, side):

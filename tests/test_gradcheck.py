@@ -252,6 +252,66 @@ def test_zero_gradients_pass_by_the_absolute_bound_and_small_ones_do_not():
     assert not check(unary(lambda x: 1 + 1e-6 * x, lambda g, x: 0 * g), *MATRIX).passed
 
 
+def asked(cotangent):
+    """1.5 x^2, whose cotangent is what cotangent(rest, 3 g x) gives."""
+
+    def op(x):
+        return Tensor(1.5 * x.data**2, (x,), lambda g, needs: (lambda rest: cotangent(rest, 3 * g * x.data),))
+
+    return op
+
+
+def in_place(rest, dx):
+    if rest is None:
+        return dx
+    rest += dx
+    return rest
+
+
+def test_a_cotangent_is_asked_for_as_a_tape_asks():
+    """For that of each input alone, and to be added to another one."""
+    (x,) = draw((3, 4))
+    assert check(asked(lambda rest, dx: dx if rest is None else rest + dx), x).passed
+    assert "is to be added to another" in check(asked(lambda rest, dx: dx), x).fault
+    assert "the cotangent that dx is to be added to was written to" in check(asked(in_place), x).fault
+
+    def product(a, b, second=1):
+        def vjp(g, needs):
+            return g * b.data if needs[0] else None, g * a.data if needs[second] else 0 * g
+
+        return Tensor(a.data * b.data, (a, b), vjp)
+
+    assert check(product, x, x[::-1]).passed
+    assert "db differs by" in check(lambda a, b: product(a, b, 0), x, x[::-1]).fault
+
+
+def test_what_is_moved_lies_in_memory_as_the_input_does():
+    (x,) = draw((3, 8))
+
+    def misread(x):  # as if rows followed one another
+        rows = np.lib.stride_tricks.as_strided(x.data, x.shape, (x.shape[1] * 8, 8))
+        return Tensor(2 * rows, (x,), lambda g, needs: (2 * g,))
+
+    assert check(misread, np.ascontiguousarray(x[:, :4])).passed
+    before = x.copy()
+    for view in (x[:, ::2], x.T[:3, 1:], x[::-1, ::-2]):
+        assert check(lambda x: 2 * x, view).passed
+    assert not check(misread, x[:, ::2]).passed
+    assert check(lambda x: 2 * x, np.broadcast_to(x[0], (2, 8))).passed
+    np.testing.assert_array_equal(x, before)
+
+
+def test_next_to_a_pole_the_steps_are_smaller_and_where_f_is_not_finite_it_says_so():
+    def log(x, wrong=1.0):
+        return Tensor(np.log(x.data), (x,), lambda g, needs: (wrong * g / x.data,))
+
+    near = np.array([0.02, 0.1, 3.0])
+    assert check(log, near).passed
+    assert not check(lambda x: log(x, 1 + 1e-7), near).passed
+    with np.errstate(invalid="ignore"):
+        assert "f is not finite within 0.001875 of x" in check(log, np.array(1e-4)).fault
+
+
 def test_spectral_norm_needs_u_and_v_held_and_the_other_rule_fails():
     """Unconverged, holding u and v is one rule, and differentiating through the iteration is another."""
     w, u = draw((4, 6), (4,))

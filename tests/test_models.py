@@ -97,6 +97,22 @@ def test_a_configuration_of_before_the_width_of_keys_was_a_choice_has_an_eighth(
     assert Config.from_dict(values).architecture.attention_key == 8
 
 
+@pytest.mark.parametrize("classes, labels, says", [
+    (10, None, r"2 images of a network with 10 classes labels are \(2,\), not None"),
+    (10, np.zeros(1, int), r"are \(2,\), not \(1,\)"),
+    (10, np.zeros(2), "labels must be integers in .0, 10., not float64"),
+    (0, np.zeros(2, int), r"with no classes labels are None, not \(2,\)"),
+])  # fmt: skip
+def test_labels_that_are_not_one_for_each_image_are_refused(classes, labels, says):
+    arch = Architecture(width=8, classes=classes)
+    with pytest.raises(ValueError, match=says):
+        Generator(arch)(np.zeros((2, arch.latent), np.float32), labels)
+    with pytest.raises(ValueError, match=says):
+        Discriminator(arch)(np.zeros((2, 32, 32, 1), np.float32), labels)
+    with pytest.raises(ValueError, match="for 0 images"):
+        Generator(arch)(np.zeros((0, arch.latent), np.float32), np.zeros(0, int) if classes else None)
+
+
 def test_the_gates_of_attention_start_closed():
     arch = Architecture(width=8, latent=4)
     assert float(Generator(arch).attention.gamma.data) == float(Discriminator(arch).attention.gamma.data) == 0

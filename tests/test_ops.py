@@ -335,6 +335,15 @@ def test_spectral_norm_takes_one_step_when_moving_and_none_at_rest():
     close(moved, w / (u @ w.T @ v), 1e-11)
 
 
+def test_spectral_norm_takes_the_first_axis_or_the_last_for_its_output_channels():
+    w, u = draw((4, 4), (4,))
+    last, also, first = (value(ops.spectral_norm, w, u=u, move=False, axis=axis) for axis in (-1, 1, 0))
+    assert np.array_equal(last, also) and not np.array_equal(last, first)
+    for axis in (1, 2, -2, 4):
+        with pytest.raises(ValueError, match="its first axis or its last, not "):
+            ops.spectral_norm(Tensor(np.ones((2, 2, 2, 2))), u, move=False, axis=axis)
+
+
 def test_spectral_norm_differentiates_with_the_u_of_its_own_call():
     """As a call moves u in place, it must not change what earlier calls remember."""
     w, u, c = draw((5, 4), (4,), (5, 4))

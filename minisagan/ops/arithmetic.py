@@ -12,6 +12,7 @@ first axis is taken for one over the batch, and made as batch.py says.
 """
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from minisagan import batch
 from minisagan.autograd import Tensor
@@ -89,7 +90,7 @@ def transpose(x, axes=None):
 def sum(x, axis=None, keepdims=False):
     """The sum over `axis` (default: all): each summed element gets the sum's cotangent."""
     shape = x.shape
-    axes = set(range(x.ndim)) if axis is None else {a % x.ndim for a in np.atleast_1d(axis).tolist()}
+    axes = set(range(x.ndim)) if axis is None else set(normalize_axis_tuple(axis, x.ndim))
     y = _summed(x.data, axes)
     if not keepdims:
         y = y.reshape([size for a, size in enumerate(shape) if a not in axes])
@@ -120,7 +121,7 @@ def _broadcasting(name, y, operands, *rules):
 
 
 def _pair(a, b):
-    """Both as tensors; a constant takes the other's dtype, so that no float64 leaks into float32."""
+    """Both as tensors; a constant takes the other's dtype, if that has fractions: no float64 leaks into float32."""
     return (a, _constant(b, a.data)) if isinstance(a, Tensor) else (_constant(a, b.data), b)
 
 
@@ -128,9 +129,10 @@ def _constant(value, like):
     """A tensor of `value`, unless it is one; a number stays one, and an array comes to lie where `like` does."""
     if isinstance(value, Tensor):
         return value
+    dtype = like.dtype if like.dtype.kind == "f" else None
     if np.isscalar(value):
-        return Tensor(like.dtype.type(value))
-    return Tensor(np.asarray(value, like.dtype, like=like[...]))  # [...] makes an array of one of NumPy's scalars
+        return Tensor(like.dtype.type(value) if dtype else np.asarray(value))
+    return Tensor(np.asarray(value, dtype, like=like[...]))  # [...] makes an array of one of NumPy's scalars
 
 
 def _summed_to(g, shape):
@@ -146,6 +148,11 @@ def _summed(x, axes):
     return batch.sum(image_sum, x) if 0 in axes else x
 
 
+def _each(given):
+    """The numbers of x.reshape(2, 3) or x.reshape((2, 3)): both are NumPy's."""
+    return given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
+
+
 Tensor.__add__ = Tensor.__radd__ = add
 Tensor.__mul__ = Tensor.__rmul__ = multiply
 Tensor.__sub__ = subtract
@@ -154,7 +161,8 @@ Tensor.__truediv__ = divide
 Tensor.__rtruediv__ = lambda b, a: divide(a, b)
 Tensor.__neg__ = lambda a: multiply(a, -1)
 Tensor.__matmul__ = matmul
-Tensor.reshape = lambda x, *shape: reshape(x, shape)
-Tensor.transpose = lambda x, *axes: transpose(x, axes or None)
+Tensor.__rmatmul__ = lambda b, a: matmul(a, b)
+Tensor.reshape = lambda x, *shape: reshape(x, _each(shape))
+Tensor.transpose = lambda x, *axes: transpose(x, _each(axes) or None)
 Tensor.sum = sum
 Tensor.mean = mean

@@ -29,8 +29,10 @@ def embeddings(tables, labels):
 
 
 def check_labels(labels, classes):
-    """The labels as an array; ValueError unless all of them lie in [0, classes)."""
+    """The labels as an array; ValueError unless all of them are integers in [0, classes)."""
     labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers in [0, {classes}), not {labels.dtype}")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels must lie in [0, {classes}), not [{labels.min()}, {labels.max()}]")
     return labels

@@ -23,6 +23,9 @@ def spectral_norm(w, u, move, axis=-1):
     With `move` (training) u takes one step of power iteration, in place. Without it u stays and sigma = |W^T u|, so
     that calling twice gives the same output.
     """
+    if axis not in (0, -1, w.ndim - 1):
+        raise ValueError(f"the output channels of a weight {w.shape} are its first axis or its last, not {axis}")
+    axis = axis and -1
     return spectral_norms([w], [u], move, [axis])[0]
 
 

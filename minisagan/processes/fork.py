@@ -105,7 +105,7 @@ class Forks(processes.Group):
             raise
 
     def exchange(self, x):
-        """The arrays x of all processes, in order: views, good until the exchange after the next."""
+        """The arrays x of all processes, in order: views, good until the next exchange."""
         self.turn ^= 1  # nobody can be two exchanges ahead, so two sets of slots are enough
         slots = self.slots[self.turn, :, : x.nbytes].view(x.dtype).reshape(self.world, *x.shape)
         slots[self.rank] = x
