@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -76,6 +77,9 @@ class Team:
             error, self.work = self.error, None  # it may hold what should die
             if left:
                 _forget()
+                for start in self.starts:  # each helper ends, as soon as its work does
+                    with suppress(RuntimeError):  # it was called, and comes
+                        start.release()
             else:
                 self.free.release()
         if error:

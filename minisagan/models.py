@@ -50,9 +50,10 @@ class Generator(Module):
         self.output = Conv(init, arch.width, arch.channels, spectral=spectral)
 
     def __call__(self, z, labels=None):
+        z = z if isinstance(z, Tensor) else Tensor(z)
         check(len(z.data), labels, self.arch.classes)
         with spectral_weights(self), rows_of_classes(self, labels):
-            x = self.input(z if isinstance(z, Tensor) else Tensor(z))
+            x = self.input(z)
             x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
             for r in self.levels:
                 x = getattr(self, f"up{r}")(x, labels)  # (N, r, r, width at r)

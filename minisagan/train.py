@@ -127,7 +127,7 @@ class Training:
         finite.
         """
         if self.broken:
-            raise RuntimeError("this training was interrupted in the middle of a step: load its last checkpoint")
+            raise RuntimeError("interrupted in the middle of a step: make this training anew, from its last checkpoint")
         if not self.team or self.team.ended:
             self.team = team.assemble(self, self.invited)
         self.broken = True

@@ -72,7 +72,7 @@ def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "step_g", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         training.advance()
-    with pytest.raises(RuntimeError, match="interrupted in the middle of a step: load its last checkpoint"):
+    with pytest.raises(RuntimeError, match="interrupted in the middle of a step: make this training anew"):
         training.advance()
 
 

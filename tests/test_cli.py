@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -180,9 +181,12 @@ def test_a_variable_is_called_as_its_option_is(run, monkeypatch):
 
 
 def test_variables_of_new_runs_do_not_stop_a_resumed_one(run, monkeypatch):
-    for name, value in (("WIDTH", 16), ("LR_G", 1), ("DATASET", "mnist"), ("STEPS", 1), ("CONFIG", "x")):
+    shutil.copytree(run, "copy")
+    for name, value in (("WIDTH", 16), ("BETA2", 0.5), ("DATASET", "mnist"), ("CONFIG", "x")):
         monkeypatch.setenv(f"MINISAGAN_TRAIN_{name}", str(value))
-    assert "nothing to do, all 3 steps" in minisagan("train", "--resume", run)[0]
+    assert "nothing to do, all 3 steps" in minisagan("train", "--resume", "copy")[0]
+    monkeypatch.setenv("MINISAGAN_TRAIN_STEPS", "4")  # what a resumed run may change
+    assert "all 4 steps are done" in minisagan("train", "--resume", "copy")[0]
 
 
 def test_debug_shows_a_traceback_and_keeps_the_exit_code():
@@ -333,7 +337,9 @@ def test_a_list_of_labels_moves_with_its_folder_or_is_named_anew(inside, tmp_pat
         minisagan("attention", "run", "--network", "discriminator", *place)
     else:
         listed.rename(moved)
-        assert f"--labels {listed}: No such file" in refused("train", "--resume", "run", *place, "--steps", 2)
+        for command in ("train", "--resume", "run", "--steps", 2), ("evaluate", "run"):
+            line = refused(*command, *place, code=3)
+            assert f"{listed}: the list of labels that run was trained with is not there" in line and "--labels" in line
         place += "--labels", moved
     minisagan("train", "--resume", "run", *place, "--steps", 2)
     config = json.loads(Path("run/config.json").read_text())["config"]

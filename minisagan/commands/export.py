@@ -44,5 +44,5 @@ def command(run, output, to, uint8):
             temp.write_bytes(model)
     else:
         with replacing(output) as temp:
-            checkpoint.save(temp, export.folded(generator), about)
+            checkpoint.write(temp, export.folded(generator), about)
     click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB, the generator of {file}{compared}")

@@ -148,7 +148,8 @@ def command(
     cpu.set_threads(threads)
     source = click.get_current_context().get_parameter_source
     said = {name for name in (*given, *NEW) if source(name) == ParameterSource.COMMANDLINE}
-    given = {name: value for name, value in given.items() if value is not None and (name in said or not resume)}
+    taken = {*said, "steps", *RATES} if resume else given  # other options from the environment are for new runs
+    given = {name: value for name, value in given.items() if value is not None and name in taken}
     if given.get("dataset") and data.is_path(given["dataset"]):
         given["dataset"] = os.path.abspath(given["dataset"])
     if "labels" in given:
@@ -157,7 +158,7 @@ def command(
         given["attention"] = _level(given["attention"])
     options = loop.Options(sample_every, checkpoint_every, keep, evaluate_every, checkpoint_minutes)
     if resume:
-        for name, flag in NEW.items():  # options from the environment are for the new runs that are begun there
+        for name, flag in NEW.items():
             if name in said:
                 raise UsageError(f"{flag} is for new runs: a resumed one keeps its folder and its configuration")
         config = _refuse_differences(resume, given)

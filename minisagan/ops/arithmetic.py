@@ -131,7 +131,7 @@ def _constant(value, like):
         return value
     dtype = like.dtype if like.dtype.kind == "f" else None
     if np.isscalar(value):
-        return Tensor(like.dtype.type(value) if dtype else np.asarray(value))
+        return Tensor(like.dtype.type(value) if dtype else np.asarray(value)[()])  # [()]: one of NumPy's numbers
     return Tensor(np.asarray(value, dtype, like=like[...]))  # [...] makes an array of one of NumPy's scalars
 
 

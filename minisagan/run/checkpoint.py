@@ -42,16 +42,9 @@ def save(path, tensors, metadata):
         if not np.isfinite(x).all():
             raise Diverged(f"{path}: not saved, because tensor {name!r} holds a NaN or an infinity")
     temp = path.with_name(path.name + ".tmp")  # a fixed name: the next save or prune takes what a kill leaves
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # wide first: all lie aligned
-    header = _compose(tensors, metadata)
+    parts = _composed(tensors, metadata)
     try:
-        with open(temp, "wb") as file:
-            file.write(header)
-            for x in tensors.values():
-                file.write(x.tobytes())  # in C order, whatever the layout
-            file.flush()
-            os.fsync(file.fileno())
-        _read(temp)
+        _write(temp, parts)
         os.replace(temp, path)
     except UNREADABLE as error:
         raise Fault(f"{path}: not saved: {_reason(error)}; older checkpoints are untouched") from error
@@ -64,6 +57,28 @@ def save(path, tensors, metadata):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write(path, tensors, metadata):
+    """The same file, for whoever replaces `path` by himself (files.replacing); OSError if the disk refuses."""
+    _write(path, _composed(tensors, metadata))
+
+
+def _composed(tensors, metadata):
+    """The header, and the arrays in the order of the file."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # wide first: all lie aligned
+    return _compose(tensors, metadata), list(tensors.values())
+
+
+def _write(path, parts):
+    header, arrays = parts
+    with open(path, "wb") as file:
+        file.write(header)
+        for x in arrays:
+            file.write(x.tobytes())  # in C order, whatever the layout
+        file.flush()
+        os.fsync(file.fileno())
+    _read(path)
 
 
 def load(path):

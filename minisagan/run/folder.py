@@ -102,8 +102,14 @@ def load_data(config, then, run, data_dir=None, dataset=None, labels=None):
         raise DataError(
             f"{name}: the images that {run} was trained on are not there; --dataset names where they are now"
         )
+    config = moved(config, name, labels)
+    if config.labels and not Path(config.labels).exists():
+        raise DataError(
+            f"{config.labels}: the list of labels that {run} was trained with is not there; "
+            "train --resume RUN --labels FILE names, once, where it is now"
+        )
     size = config.architecture.size if name not in data.NAMES else None
-    dataset = data.load(name, data_dir, size=size, how=moved(config, name, labels).reading())
+    dataset = data.load(name, data_dir, size=size, how=config.reading())
     now = about_data(dataset)
     if name != "drawn-digits" and then != now:  # drawn digits are redrawn, equal to rounding
         raise DataError(f"{name}: not the data that {run} was trained on: {_difference(then, now)}")
@@ -239,6 +245,6 @@ def clear(folder, names=OURS, after=-1):
             step = re.match(r"step-(\d+)\.", path.name)
             if not step or int(step[1]) > after:
                 path.unlink()
-    for place in {(folder / name).parent for name in names}:
+    for place in {folder, *((folder / name).parent for name in names)}:
         for path in place.glob("*".join(UNFINISHED)):
             shutil.rmtree(path)

@@ -215,6 +215,8 @@ class Run:
     def save(self):
         """Write a checkpoint; only when it is whole are older ones deleted, but the last `keep`."""
         training, folder = self.training, self.folder / "checkpoints"
+        if training.broken:
+            raise Fault(f"{self.folder}: interrupted in the middle of a step, which is not saved: resume it")
         training.sampler()  # leaves the averaged generator with its own statistics
         about = {
             "step": str(training.step),
