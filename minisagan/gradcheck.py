@@ -216,12 +216,12 @@ class _Subject:
     def _alone(self, f, i):
         """What is at fault with the cotangent of input i where it alone is needed, and is to be added to another."""
         name, dx, tensors = self.names[i], self.gradients[i], [Tensor(x) for x in self.arrays]
-        y, size = f(*tensors), np.linalg.norm(dx)
-        rest = np.asarray(self.rng.standard_normal(dx.shape))
-        if size > ZERO * np.linalg.norm(self.c * self.y):  # else it is rounding noise
-            rest *= size / np.linalg.norm(rest)
+        y = f(*tensors)
         if _far(y.data, self.y):
             return DIFFER.format("two calls with the same inputs")
+        rest, size = np.asarray(self.rng.standard_normal(dx.shape)), np.linalg.norm(dx)
+        if size > ZERO * np.linalg.norm(self.c * self.y):  # else it is rounding noise
+            rest *= size / np.linalg.norm(rest)
         before = rest.copy()
         last = Tensor(y.data, (y, tensors[i]), lambda g, needs: (g, rest))  # visited first: rest is there before dx
         (found,) = grad(last, [tensors[i]], self.c)

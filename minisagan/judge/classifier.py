@@ -140,11 +140,12 @@ def obtain(dataset, data_dir=None):
     UsageError as for `splits`; DataError for a damaged file.
     """
     net = Classifier(dataset.size, dataset.channels, len(dataset.classes))
-    name = f"{Path(dataset.name).name}-{_key(dataset)}.safetensors"
+    key = _key(dataset)  # once: it reads images
+    name = f"{Path(dataset.name).name}-{key}.safetensors"
     where = data.data_folder(data_dir)
     kept = where and where / "classifiers" / name
     if kept and not kept.is_file():  # the images' folder may have had another name
-        kept = next(kept.parent.glob(f"*-{_key(dataset)}.safetensors"), kept)
+        kept = next(kept.parent.glob(f"*-{key}.safetensors"), kept)
     for path in (SHIPPED / name, kept):
         if path and path.is_file():
             try:

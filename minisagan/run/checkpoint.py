@@ -42,9 +42,9 @@ def save(path, tensors, metadata):
         if not np.isfinite(x).all():
             raise Diverged(f"{path}: not saved, because tensor {name!r} holds a NaN or an infinity")
     temp = path.with_name(path.name + ".tmp")  # a fixed name: the next save or prune takes what a kill leaves
-    parts = _composed(tensors, metadata)
+    content = _compose(tensors, metadata)
     try:
-        _write(temp, parts)
+        _write(temp, *content)
         os.replace(temp, path)
     except UNREADABLE as error:
         raise Fault(f"{path}: not saved: {_reason(error)}; older checkpoints are untouched") from error
@@ -61,17 +61,10 @@ def save(path, tensors, metadata):
 
 def write(path, tensors, metadata):
     """The same file, for whoever replaces `path` by himself (files.replacing); OSError if the disk refuses."""
-    _write(path, _composed(tensors, metadata))
+    _write(path, *_compose(tensors, metadata))
 
 
-def _composed(tensors, metadata):
-    """The header, and the arrays in the order of the file."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # wide first: all lie aligned
-    return _compose(tensors, metadata), list(tensors.values())
-
-
-def _write(path, parts):
-    header, arrays = parts
+def _write(path, header, arrays):
     with open(path, "wb") as file:
         file.write(header)
         for x in arrays:
@@ -160,11 +153,12 @@ def _reason(error):
 
 
 def _compose(tensors, metadata):
-    """The first 8 + n bytes of the file; tensors lie in the order of the dict."""
+    """The first 8 + n bytes of the file, and the arrays that follow in it."""
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise TypeError("metadata must map strings to strings")
     if {"format", "sha256"} & metadata.keys() or "__metadata__" in tensors:
         raise ValueError("the names format and sha256 (metadata) and __metadata__ (tensors) are reserved")
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # wide first: all lie aligned
     table, hashes, position = {}, {}, 0
     for name, x in tensors.items():
         if x.dtype not in DTYPES.values():
@@ -179,7 +173,7 @@ def _compose(tensors, metadata):
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     if len(text) > HEADER_CAP:
         raise ValueError(f"a header of {len(text)} bytes is above the limit of {HEADER_CAP}")
-    return len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(8, "little") + text, list(tensors.values())
 
 
 def _hash_of_header(metadata, table):

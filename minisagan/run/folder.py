@@ -41,17 +41,20 @@ def find(path):
 
 
 def note_unreadable(file):
-    """Say on stderr which checkpoints, by name newer than `file`, the newest readable one, are passed over."""
-    bad = sorted(path.name for path in file.parent.glob("step-*.safetensors") if path.name > file.name)
-    if bad:
+    """Say on stderr which checkpoints newer than `file`, the newest readable one, are passed over."""
+    if bad := _newer(file):
         print(f"note: cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}", file=sys.stderr)
 
 
 def note_left_behind(file):
     """Say on stderr which checkpoints go if the run goes on from `file`, which is none of its last."""
-    left = sorted(path.name for path in file.parent.glob("step-*.safetensors") if path.name > file.name)
-    if left:
+    if left := _newer(file):
         print(f"note: back at {file.name}: what came after it is deleted ({', '.join(left)})", file=sys.stderr)
+
+
+def _newer(file):
+    """The names of the checkpoints beside `file` that are newer by name."""
+    return sorted(path.name for path in file.parent.glob("step-*.safetensors") if path.name > file.name)
 
 
 def read_config(about, file):
