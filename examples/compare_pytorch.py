@@ -204,10 +204,10 @@ def work(program, net, threads):
     images = random.uniform(-1, 1, (batch, arch.size, arch.size, arch.channels)).astype(np.float32)
     forks = []
     for _ in sys.stdin:
-        z = random.standard_normal((2, batch, arch.latent), dtype=np.float32)
-        labels = random.integers(0, arch.classes, (3, batch))
+        z = random.standard_normal((batch, arch.latent), dtype=np.float32)
+        labels = random.integers(0, arch.classes, (2, batch))
         if program != OURS:
-            inputs = [convert(a) for a in (images, labels[0], z[0], labels[1], z[1], labels[2])]
+            inputs = [convert(a) for a in (images, labels[0], z, labels[1])]
         for turn in range(1 + STEPS):
             if turn == 1:  # the first one brought this program's data back into the caches, as in training
                 before = faults(), cpu_seconds(forks), time.perf_counter()
@@ -215,8 +215,7 @@ def work(program, net, threads):
                 training.advance()  # draws its own noise and fetches its own images, too
                 forks = getattr(training.team, "forks", [])  # none, if it works alone
                 continue
-            pytorch_twin.discriminator_step(G, D, adam_d, *inputs[:4])
-            pytorch_twin.generator_step(G, D, adam_g, ema, *inputs[4:])
+            pytorch_twin.training_step(G, D, adam_g, adam_d, ema, *inputs)
         after = faults(), cpu_seconds(forks), time.perf_counter()
         pages, seconds, wall = ((b - a) / STEPS for a, b in zip(before, after, strict=True))
         say({"ms": 1e3 * wall, "cpu_ms": 1e3 * seconds, "faults": pages, "mib": peak_mib(forks)})

@@ -180,7 +180,7 @@ def same(config, steps=4):
     for run in runs:
         losses = run.advance(steps)
         bits.append((losses, {name: cuda.to_host(x).tobytes() for name, x in run.state().items()}))
-    recorded = runs[0].step_d.recorded is not None and runs[0].step_g.recorded is not None
+    recorded = runs[0].step_both.recorded is not None
     yield f"After {steps} steps, are the bits"
     yield f"  of two trainings the same?              {_verdict(bits[0] == bits[1])}"
     yield f"  of graphs and eager steps the same?     {_verdict(recorded and bits[0] == bits[2])}"
@@ -282,37 +282,28 @@ def pytorch(config, how, ahead):
     images = torch.randint(0, 256, (n, arch.channels, arch.size, arch.size), dtype=torch.uint8, device=gpu)
     images = images.contiguous(memory_format=torch.channels_last)
 
-    def noise():
-        return torch.randn(n, arch.latent, device=gpu), torch.randint(0, arch.classes, (n,), device=gpu)
-
-    def step_d():
+    def step():
         real = images[torch.randint(0, n, (n,), device=gpu)] / 127.5 - 1
         real = real.contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(0, arch.classes, (n,), device=gpu)
-        twins.discriminator_step(G, D, adam_d, real, labels, *noise())
+        labels, fake_labels = torch.randint(0, arch.classes, (2, n), device=gpu)
+        z = torch.randn(n, arch.latent, device=gpu)
+        twins.training_step(G, D, adam_g, adam_d, ema, real, labels, z, fake_labels)
 
-    def step_g():
-        twins.generator_step(G, D, adam_g, ema, *noise())
-
-    steps = [step_d, step_g]
     if "graphs" in how:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):
-                for step in steps:
-                    step()
-        torch.cuda.current_stream().wait_stream(aside)
-        for i, step in enumerate(list(steps)):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
                 step()
-            steps[i] = graph.replay
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        step = graph.replay
 
     def advance():
         for _ in range(ahead):
-            for step in steps:
-                step()
+            step()
         torch.cuda.synchronize(gpu)
 
     return advance, lambda: torch.cuda.max_memory_reserved(gpu)

@@ -257,12 +257,16 @@ def generator_loss(scores):
     return -scores.mean()
 
 
-def discriminator_step(G, D, adam, images, labels, z, fake_labels):
+def training_step(G, D, adam_g, adam_d, ema, images, labels, z, fake_labels):
+    """One step of D and one of G from the same generated images, as minisagan's; returns the losses and D's means."""
+    fakes = G.train()(z, fake_labels)
+    of_d = discriminator_step(D, adam_d, images, labels, fakes.detach(), fake_labels)
+    return *of_d, *generator_step(G, D, adam_g, ema, fakes, fake_labels)
+
+
+def discriminator_step(D, adam, images, labels, fakes, fake_labels):
     """One step of D, real and fake in one batch; returns (loss, mean D(real), mean D(fake))."""
-    G.train()
     D.train()
-    with torch.no_grad():
-        fakes = G(z, fake_labels)
     scores = D(torch.cat([images, fakes]), None if labels is None else torch.cat([labels, fake_labels]))
     loss = discriminator_loss(scores)
     adam.zero_grad()
@@ -272,11 +276,10 @@ def discriminator_step(G, D, adam, images, labels, z, fake_labels):
     return loss.detach(), real.mean(), fake.mean()
 
 
-def generator_step(G, D, adam, ema, z, labels):
-    """One step of G against D at rest, whose weights get no gradients; returns (loss,)."""
-    G.train()
+def generator_step(G, D, adam, ema, fakes, labels):
+    """One step of G against D at rest, whose weights get no gradients, by fakes = G(z, labels); returns (loss,)."""
     D.eval().requires_grad_(False)
-    loss = generator_loss(D(G(z, labels), labels))
+    loss = generator_loss(D(fakes, labels))
     adam.zero_grad()
     loss.backward()
     adam.step()

@@ -49,7 +49,7 @@ class Inputs:
         return [t * K + k for k in range(K)] if K > 1 else [t]  # which is an array: nothing to launch on a GPU
 
     def of_d(self, indices, t):
-        """Of a step of D that sees these images: (images, labels, z, fake_labels, draws).
+        """Of a step of D that sees these images: (images, labels, z, draws).
 
         The generated images have the classes of the real ones, and not, as in the paper's code, others drawn at random:
         so D is shown as many real as generated images of each class. Alone it made D's judgement, and G's classes with
@@ -60,20 +60,11 @@ class Inputs:
         flips = rng.uniform((c.batch_size,), c.seed, rng.Stream.FLIP, t) < 0.5 if flip else None
         images, labels = data.batch(self.source, share(indices), share(flips))
         labels = labels if c.architecture.classes else None
-        draws = [self._draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
-        return images, labels, self._latents(rng.Stream.Z_D, t), labels, draws
+        z = share(rng.normal((c.batch_size, c.architecture.latent), c.seed, rng.Stream.Z_D, t))
+        draws = [self.draws(stream, t) for stream in (rng.Stream.AUGMENT_REAL, rng.Stream.AUGMENT_FAKE)]
+        return images, labels, z, draws
 
-    def of_g(self, indices, t):
-        """Of a step of G, of the classes of these images, the last that D saw: (z, labels, draws)."""
-        labels = self.source.labels[processes.share(indices)] if self.config.architecture.classes else None
-        return self._latents(rng.Stream.Z_G, t), labels, self._draws(rng.Stream.AUGMENT_G, t)
-
-    def _latents(self, stream, t):
-        """This process's share of z (n, latent), standard normal."""
-        c = self.config.micro
-        return processes.share(rng.normal((c.batch_size, c.architecture.latent), c.seed, stream, t))
-
-    def _draws(self, stream, t):
+    def draws(self, stream, t):
         """By what this process's images are augmented, if they are: (n, 4), or (n, 5) where they may be mirrored."""
         c = self.config.micro
         return processes.share(rng.uniform((c.batch_size, 4 + c.flip), c.seed, stream, t)) if c.augment else None

@@ -30,10 +30,10 @@ TO_UNIT = 2.0**-53  # the top 53 bits of a word, times this, are a float64 in [0
 class Stream:
     """What a number is drawn for, the second word of the key. Append only: renumbering changes every run."""
 
-    Z_D = 0  # latents of the images that a D step sees; step = D's micro-batches until then
-    Z_G = 1  # latents of a G step; step = G's micro-batches until then
+    Z_D = 0  # latents of the images that a step of D sees, and that of G after it; step = D's micro-batches until then
+    Z_G = 1  # latents of the few images that a log measures attention on; step = G's steps until then
     LABELS_D = 2  # not in use: the images that D sees bring the classes along
-    LABELS_G = 3  # classes of the few images that a log measures attention on; step = G's micro-batches until then
+    LABELS_G = 3  # classes of the same
     SHUFFLE = 4  # order of the data; step = epoch
     FLIP = 5  # mirrored images; step = D's micro-batches until then
     INIT = 6  # first weights; step = number of the parameter

@@ -37,7 +37,7 @@ def invite(training):
     """On rank 0 of MPI let all other ranks make this training, too; whether ranks share it. DataError if one can't."""
     rank, world = launched()
     if world > 1 and rank == 0:
-        where = {"gpu": cuda.on_gpu(training.losses), "graph": isinstance(training.step_d, cuda.Graph)}
+        where = {"gpu": cuda.on_gpu(training.losses), "graph": isinstance(training.step_both, cuda.Graph)}
         origin = training.dataset.origin or training.dataset
         mpi.call(_join, type(training), training.config, origin, where, cuda.tf32)
         mpi.agree(data=training.dataset.hashes)
@@ -110,7 +110,7 @@ def small(training):
 def _ranks(training):
     here = _follow, _give, small(training)
     if cuda.on_gpu(training.losses):
-        graphs = [step for step in (training.step_d, training.step_g) if isinstance(step, cuda.Graph)]
+        graphs = [step for step in (training.step_d, training.step_both) if isinstance(step, cuda.Graph)]
         return nccl.Gpus(*here, graphs, training.config.parts)
     return mpi.Ranks(*here, owned(training), training.config.parts)
 

@@ -1,9 +1,9 @@
-"""What a training step on the GPU consists of: the nodes of its two graphs and the bytes that they move, by name.
+"""What a training step on the GPU consists of: the nodes of its graph and the bytes that they move, by name.
 
     python tests/step_nodes.py             # the default's networks, those of --dataset mnist but for its pairs
     python tests/step_nodes.py --paper     # 128x128, width 64, batch 64, 1000 classes; takes 6 GB
 
-The graphs are recorded by the emulation and not run. A node reads or writes each of its arrays once: that is what the
+The graph is recorded by the emulation and not run. A node reads or writes each of its arrays once: that is what the
 bytes are, those that a cache saves or repeats are not in it. (Adam's weights and moments are read and written.)
 """
 
@@ -22,30 +22,27 @@ TWICE = {"adam": 7 / 4, "ema": 3 / 2}  # of the bytes of their arrays
 
 
 def recorded(config):
-    """(name, bytes) of each node of a step of D, and of a step of G: recorded on the GPU in use, whose kernels load."""
+    """(name, bytes) of each node of a step of D and G: recorded on the GPU in use, whose kernels load."""
     small = Config(batch_size=2, flip=config.flip, architecture=SMALL)
     Training(small, parity.noise(small, 4), gpu=True, graph=False).advance()
     training = Training(config, parity.noise(config, config.batch_size), gpu=True)
-    for graph in (training.step_d, training.step_g):
-        graph._record()
-    return training.step_d.recorded.nodes, training.step_g.recorded.nodes
+    training.step_both._record()
+    return training.step_both.recorded.nodes
 
 
 def main(paper):
     emulated(gpus=1)
     cuda.tf32 = True
     cuda.use(0)
-    steps = recorded(Config(flip=True, architecture=PAPER) if paper else Config())
-    totals = defaultdict(lambda: [0, 0, 0.0])  # nodes of D, nodes of G, bytes
-    for k, nodes in enumerate(steps):
-        for name, nbytes in nodes:
-            totals[name][k] += 1
-            totals[name][2] += nbytes * TWICE.get(name, 1)
-    print(f"{'':26}{'D':>5}{'G':>5}{'both':>6}{'MB':>11}")
-    for name, (d, g, nbytes) in sorted(totals.items(), key=lambda item: -sum(item[1][:2])):
-        print(f"{name:26}{d:5}{g:5}{d + g:6}{nbytes / 1e6:11.1f}")
-    d, g, nbytes = map(sum, zip(*totals.values(), strict=True))
-    print(f"{'all':26}{d:5}{g:5}{d + g:6}{nbytes / 1e6:11.1f}")
+    totals = defaultdict(lambda: [0, 0.0])  # nodes, bytes
+    for name, nbytes in recorded(Config(flip=True, architecture=PAPER) if paper else Config()):
+        totals[name][0] += 1
+        totals[name][1] += nbytes * TWICE.get(name, 1)
+    print(f"{'':26}{'nodes':>6}{'MB':>11}")
+    for name, (count, nbytes) in sorted(totals.items(), key=lambda item: -item[1][0]):
+        print(f"{name:26}{count:6}{nbytes / 1e6:11.1f}")
+    count, nbytes = map(sum, zip(*totals.values(), strict=True))
+    print(f"{'all':26}{count:6}{nbytes / 1e6:11.1f}")
 
 
 if __name__ == "__main__":

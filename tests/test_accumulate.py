@@ -31,10 +31,11 @@ def gradients(of, rate, accumulate):
     for _ in range(K):
         images, z = random.uniform(-1, 1, (N, 32, 32, 1)), random.standard_normal((N, ARCH.latent))
         labels = np.tile(random.integers(0, 3, N // 2), 2)  # D sees two of a class at once
+        fakes = G(z, labels)
         if of == "D":
-            discriminator_step(G, D, adam, images, labels, z, labels)
+            discriminator_step(D, adam, images, labels, fakes.data, labels)
         else:
-            generator_step(G, D, adam, ema, z, labels)
+            generator_step(G, D, adam, ema, fakes, labels)
         found.append(adam.g.copy())
     return found, np.abs(adam.weights - first).max(), ema.t
 
@@ -70,7 +71,7 @@ def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):
     training = Training(Config(batch_size=8, architecture=ARCH), parity.noise(Config(architecture=ARCH), 20))
     training.advance()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "step_g", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training, "step_both", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         training.advance()
     with pytest.raises(RuntimeError, match="interrupted in the middle of a step: make this training anew"):
         training.advance()

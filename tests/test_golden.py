@@ -44,11 +44,12 @@ def losses(arch):
     data = parity.noise(Config(architecture=arch), 3 * N)
     for step in range(STEPS):
         images, labels = batch(data, np.arange(step * N, step * N + N) % len(data))
-        z = [rng.normal((N, arch.latent), 0, stream, step).astype(np.float64) for stream in (0, 1)]
-        fakes = [rng.labels(N, arch.classes, 0, stream, step) if arch.classes else None for stream in (2, 3)]
+        z = rng.normal((N, arch.latent), 0, rng.Stream.Z_D, step).astype(np.float64)
+        classes = rng.labels(N, arch.classes, 0, rng.Stream.LABELS_D, step) if arch.classes else None
+        fakes = G(z, classes)
         labels = labels if arch.classes else None
-        of_d = discriminator_step(G, D, adam_d, images.astype(np.float64), labels, z[0], fakes[0])
-        of_g = generator_step(G, D, adam_g, ema, z[1], fakes[1])
+        of_d = discriminator_step(D, adam_d, images.astype(np.float64), labels, fakes.data, classes)
+        of_g = generator_step(G, D, adam_g, ema, fakes, classes)
         found.append([float(x) for x in (*of_d, *of_g)])
     return np.array(found)
 
@@ -64,11 +65,11 @@ def losses_of_the_recipe():
     data = parity.noise(config, 3 * N)
     inputs = Inputs(config, data, data)
     for step in range(STEPS):
-        images, labels, z, fakes, draws = inputs.of_d(inputs.seen(step), step)
-        images, z = images.astype(np.float64), z.astype(np.float64)
-        of_d = discriminator_step(G, D, adam_d, images, labels, z, fakes, draws)
-        z, labels, draws = inputs.of_g(inputs.seen(step), step)
-        of_g = generator_step(G, D, adam_g, ema, z.astype(np.float64), labels, draws)
+        images, labels, z, draws = inputs.of_d(inputs.seen(step), step)
+        fakes = G(z.astype(np.float64), labels)
+        of_d = discriminator_step(D, adam_d, images.astype(np.float64), labels, fakes.data, labels, draws)
+        draws = inputs.draws(rng.Stream.AUGMENT_G, step)
+        of_g = generator_step(G, D, adam_g, ema, fakes, labels, draws)
         found.append([float(x) for x in (*of_d, *of_g)])
     return np.array(found)
 
