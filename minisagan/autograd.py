@@ -64,7 +64,7 @@ class Tensor:
 
 @contextmanager
 def no_tape():
-    """Inside, ops compute and remember nothing: for the generator inside a discriminator step, and for sampling."""
+    """Inside, ops compute and remember nothing: for images that D alone learns from, and for sampling."""
     before, _recording.on = _recording.on, False
     try:
         yield

@@ -82,7 +82,8 @@ class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
     `accumulate`: in how many micro-batches a step sees its batch, one after another, for the memory of one of them; its
-    gradient is the mean of theirs, batch norm's statistics are of each alone, and spectral norm's u moves with each.
+    gradient is the mean of theirs, batch norm's statistics are of each alone, and spectral norm's u moves with each
+    (G's twice, as it makes the images of its own step anew).
     `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the

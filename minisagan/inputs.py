@@ -11,7 +11,7 @@ from minisagan.errors import UsageError
 
 
 class Inputs:
-    """The inputs of micro-batches t = 0, 1, ..., in the order of the arguments of train's steps.
+    """The inputs of micro-batches t = 0, 1, ...
 
     `dataset` has the labels on the host; `source` is the same data where the networks are.
     """

@@ -5,7 +5,7 @@
 
 with two Adams of different rates (TTUR), spectral norm in both networks, and a running average of G's weights, from
 which samples are drawn. The y' are the y of the real images (inputs.py says why). z is drawn anew for each step of D;
-G then learns from the very images that D has just seen (`Training.step_both` says why).
+G then learns from the images that D has just seen (`Training.step_both` says why).
 """
 
 from contextlib import nullcontext
@@ -86,11 +86,11 @@ class Training:
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
-    data; with `graph` a step of D and of G, after a few that just run, is one launch. `processes` processes
-    share each batch (None: all that MPI's launcher started, on GPUs with one each, else on a CPU as many as suit
-    cpu.threads() and this batch), and not one bit of the weights depends on their number. The others start with the
-    first step; later changes to `state` here reach forks as well, but no other ranks of MPI. The rates are the
-    config's: what is set in `adam_g` or `adam_d` holds for this process's part of the weights alone.
+    data; with `graph` a step of D and G, after a few that just run, is one launch (and each that D makes before it is
+    one more). `processes` processes share each batch (None: all that MPI's launcher started, on GPUs with one each,
+    else on a CPU as many as suit cpu.threads() and this batch), and not one bit of the weights depends on their number.
+    The others start with the first step; later changes to `state` here reach forks as well, but no other ranks of MPI.
+    The rates are the config's: what is set in `adam_g` or `adam_d` holds for this process's part of the weights alone.
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
@@ -139,44 +139,47 @@ class Training:
     def steps(self, count, step):
         """Losses and scores of `count` steps from this one on, of each process: (count, world, *losses.shape)."""
         history = np.empty((count, processes.world(), *self.losses.shape), np.float32, like=self.losses)
-        made = [self.step_d] * (self.config.d_steps - 1) + [self.step_both]
-        for k, batches in enumerate(self.inputs.order(count, step)):
-            for make, indices in zip(made, batches, strict=True):
+        for k, (*before, last) in enumerate(self.inputs.order(count, step)):
+            for indices in before:
                 self.indices[...] = indices
-                make()
+                self.step_d()
+            self.indices[...] = last
+            self.step_both()
             history[k] = processes.gather(self.losses)
         return history
 
     # What changes from step to step comes from arrays, and the results go to arrays: a GPU repeats this without Python.
 
     def step_d(self):
-        """One of the steps that D makes before that of both."""
+        """One of the d_steps - 1 steps that D makes before that of both."""
         for k, t in enumerate(self.inputs.micro_batches(self.adam_d.t)):
             self._discriminate(k, t)
 
     def step_both(self):
         """One step of D and one of G, from the same generated images: G runs once for both.
 
-        The paper's code draws others for G's step. To share them saves a sixth of a step's time (measured: 0.83 with
-        the digits' recipe), and digits lose nothing by it (examples/README.md). Micro-batches are there to save memory:
-        of them no tape is kept, and G makes the same images once more.
+        Its tape stays right, since D's step moves nothing that G computed with; the loss of G then asks the new D. The
+        paper's code draws other images for G's step. To share them takes 0.83 of the time with the digits' recipe, and
+        up to half as much memory again, for the tape; what digits come to is in examples/README.md. Micro-batches are
+        there to save memory: of them no tape is kept, and G makes the images of the same z once more, by a u that has
+        moved on.
         """
-        alone = self.config.accumulate == 1
-        made = [self._discriminate(k, t, alone) for k, t in enumerate(self.inputs.micro_batches(self.adam_d.t))]
+        whole = self.config.accumulate == 1
+        seen = [self._discriminate(k, t, tape=whole) for k, t in enumerate(self.inputs.micro_batches(self.adam_d.t))]
         for k, t in enumerate(self.inputs.micro_batches(self.adam_g.t)):
-            z, labels, fakes = made[k]
-            fakes = fakes if alone else self.G(z, labels)
+            z, labels, fakes = seen[k]
+            fakes = fakes if whole else self.G(z, labels)
             given = fakes, labels, self.inputs.draws(rng.Stream.AUGMENT_G, t)
             (self.losses[k, 3],) = generator_step(self.G, self.D, self.adam_g, self.ema, *given)
 
     def _discriminate(self, k, t, tape=False):
-        """Micro-batch k of a step of D, t of all: (z, labels, G(z, labels)), the images with their tape or without."""
+        """Micro-batch k of a step of D, t of all: (z, labels, G(z, labels)); without its tape the latter is None."""
         images, labels, z, draws = self.inputs.of_d(self.indices[k], t)
         with nullcontext() if tape else no_tape():
             fakes = self.G.train()(z, labels)
         given = images, labels, fakes.data, labels, draws
         self.losses[k, 0], self.losses[k, 1], self.losses[k, 2] = discriminator_step(self.D, self.adam_d, *given)
-        return z, labels, fakes
+        return z, labels, fakes if tape else None
 
     def complete(self):
         """Have all arrays here. MPI's other ranks keep what they alone update until somebody wants to read it."""

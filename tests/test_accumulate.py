@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisagan import parity
+from minisagan import parity, train
 from minisagan.config import Architecture, Config
 from minisagan.errors import UsageError
 from minisagan.init import Init
@@ -71,7 +71,7 @@ def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):
     training = Training(Config(batch_size=8, architecture=ARCH), parity.noise(Config(architecture=ARCH), 20))
     training.advance()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "step_both", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "generator_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # D has moved
         training.advance()
     with pytest.raises(RuntimeError, match="interrupted in the middle of a step: make this training anew"):
         training.advance()

@@ -40,20 +40,20 @@ def test_D_sees_every_image_by_draws_of_its_own(flip, monkeypatch):
     training.advance(2)
     columns = 5 if flip else 4
     fakes, seen = [y for _, y in generated], [x for x, _ in judged]
-    assert len(seen) == len(fakes) == 6
+    assert (len(seen), len(fakes)) == (6, 4)
     for t, k in enumerate((0, 1, 3, 4)):  # steps of D; --flip mirrors there, and not before
         real = data.batch(DATA, data.batch_indices(8 * t, 8, 20, 0))[0]
         assert np.array_equal(seen[k][:8], augmented(real, t, rng.Stream.AUGMENT_REAL, columns))
-        assert np.array_equal(seen[k][8:], augmented(fakes[k], t, rng.Stream.AUGMENT_FAKE, columns))
-    for t, k in enumerate((2, 5)):  # of G
-        assert np.array_equal(seen[k], augmented(fakes[k], t, rng.Stream.AUGMENT_G, columns))
+        assert np.array_equal(seen[k][8:], augmented(fakes[t], t, rng.Stream.AUGMENT_FAKE, columns))
+    for t, k in enumerate((2, 5)):  # of G, which learns from what D saw last, by other draws
+        assert np.array_equal(seen[k], augmented(fakes[2 * t + 1], t, rng.Stream.AUGMENT_G, columns))
 
 
 def test_the_images_of_a_pack_have_each_their_own(monkeypatch):
     training = Training(replace(CONFIG, architecture=replace(CONFIG.architecture, pack=2)), DATA)
     generated, judged = noted(Generator, monkeypatch), noted(Discriminator, monkeypatch)
     training.advance()
-    wanted = augmented(generated[2][1], 0, rng.Stream.AUGMENT_G, 4)
+    wanted = augmented(generated[1][1], 0, rng.Stream.AUGMENT_G, 4)
     assert np.array_equal(judged[2][0], np.concatenate([wanted[:4], wanted[4:]], axis=-1))
 
 

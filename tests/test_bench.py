@@ -27,18 +27,18 @@ def training():
 
 
 def test_a_step_multiplies_no_more_than_the_fused_networks_need(training):
-    """11.4 GFLOP at batch 64, 12.4 without Winograd's convolutions, 14.4 with smeared kernels. Up-sampling before
-    convolving, pooling after it, and D's weight gradients in the G step would make it 23. Each adds more than 2 %."""
+    """10.1 GFLOP at batch 64; PyTorch counts 19.8 of its own, which samples up before it convolves, and pools after it.
+    Each of these, Winograd's convolutions, D's weight gradients in G's step or a second run of G adds more than 2 %."""
     with bench.counted_products() as products:
         training.advance()
-    assert sum(products) / 16 == pytest.approx(11.4e9 / 64, rel=0.02)
+    assert sum(products) / 16 == pytest.approx(10.05e9 / 64, rel=0.02)
 
 
 def test_a_step_makes_no_more_nodes_than_it_did(training, monkeypatch):
     made, plain = [], Tensor.__init__
     monkeypatch.setattr(Tensor, "__init__", lambda self, *args: (made.append(1), plain(self, *args))[1])
     training.advance()
-    assert len(made) <= 300
+    assert len(made) <= 190
 
 
 def test_a_step_holds_no_more_memory_at_once_than_it_did(training):
@@ -48,14 +48,15 @@ def test_a_step_holds_no_more_memory_at_once_than_it_did(training):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 30e6, f"{peak / 1e6:.1f} MB at once in a step of 16 images"  # 26.1 when this was written
+    # 26.9 when this was written, 8 of them G's tape, which lives while D makes its step.
+    assert peak < 30e6, f"{peak / 1e6:.1f} MB at once in a step of 16 images"
 
 
 def test_a_clock_for_each_op_counts_its_calls_and_goes_away(training):
     with bench.watched() as spent:
         training.advance()
     assert {"conv", "up_conv", "conv_down", "batch_norm", "attend", "spectral_norm"} <= set(spent)
-    assert (spent["up_conv"].forward_calls, spent["up_conv"].backward_calls) == (6, 3)  # 3 in G, run twice, walked once
+    assert (spent["up_conv"].forward_calls, spent["up_conv"].backward_calls) == (3, 3)  # in G, which runs once for both
     assert all(s.forward > 0 and (s.backward > 0) == (s.backward_calls > 0) for s in spent.values())
     assert Tensor.__init__.__qualname__ == "Tensor.__init__"
 
