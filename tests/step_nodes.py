@@ -1,7 +1,7 @@
 """What a training step on the GPU consists of: the nodes of its graph and the bytes that they move, by name.
 
     python tests/step_nodes.py             # the default's networks, those of --dataset mnist but for its pairs
-    python tests/step_nodes.py --paper     # 128x128, width 64, batch 64, 1000 classes; takes 6 GB
+    python tests/step_nodes.py --paper     # 128x128, width 64, batch 64, 1000 classes; takes 2 GB
 
 The graph is recorded by the emulation and not run. A node reads or writes each of its arrays once: that is what the
 bytes are, those that a cache saves or repeats are not in it. (Adam's weights and moments are read and written.)
