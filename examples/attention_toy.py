@@ -6,7 +6,8 @@ value is the dye, so y = x + gamma o carries the dye to the first cross. 3x3 con
 as far.
 
 Then the symmetries: the paper's form does not know where a position is, and so commutes with any permutation of the
-positions; the official form pools its keys and values, and commutes only with those that move whole 2x2 windows.
+positions; the official form pools its keys and values, and commutes only with those that keep the four positions of
+each 2x2 window together.
 """
 
 import numpy as np

@@ -13,10 +13,10 @@ from minisagan import cpu, cuda, processes
 def sum(f, *arrays):
     """f(*arrays), where f sums over images: arrays (N, ...), an image in each row of their first axis -> f's shape.
 
-    f is called, on several threads, once for each part of the batch: of 8, images k, k + 8, ..., of which there may be
-    none. So f must not use threads itself. The parts are added in halves, k to k + 4, and so on: not one bit depends on
-    how many threads or processes work. Where processes share the batch, each gets the sum over its own parts, and
-    train.descend adds these. On a GPU f is called once: its kernels keep to the same parts (`slots`).
+    f is called, on several threads, once for each part of the batch: of 8 parts, as usual, images k, k + 8, ..., of
+    which there may be none. So f must not use threads itself. The parts are added in halves, k to k + 4, and so on: not
+    one bit depends on how many threads or processes work. Where processes share the batch, each gets the sum over its
+    own parts, and train.descend adds these. On a GPU f is called once: its kernels keep to the same parts (`slots`).
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)

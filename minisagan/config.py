@@ -27,7 +27,7 @@ class Architecture:
     pack: int = 1  # paper: 1; 2 is PacGAN's (Lin et al. 2018)
     attention: int | None = 16
     attention_form: str = "official"
-    attention_key: int | None = None  # paper: 8, where C is 256
+    attention_key: int | None = None  # paper: 8, where C is 256 in G, 128 in D
     spectral_norm: str = "both"
     latent: int = 128
     momentum: float = 0.9

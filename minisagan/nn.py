@@ -104,8 +104,8 @@ class SelfAttention(Module):
     x (N, H, W, C) -> (N, H, W, C), C >= 8. The projections are 1x1 convolutions without bias; gamma starts at 0.
     form "official" (the released code): values of width C/2; keys and values max-pooled 2x2, so H and W are even.
     form "paper": values of width C/8; keys and values at all positions.
-    Query and key have C/key numbers. The paper takes C/8 where C is 256; left to us it is C/8, but at least 8: with the
-    2 or 4 that C = 16 or 32 would leave, D tells images apart less surely (examples/claims/README.md).
+    Query and key have C/key numbers. The paper takes C/8, of 256 in G and 128 in D; left to us it is C/8, but at least
+    8: with the 2 or 4 that C = 16 or 32 would leave, D tells images apart less surely (examples/claims/README.md).
     """
 
     gated = None  # what gated_output() gives, while a network is called that has made it beforehand (together.py)

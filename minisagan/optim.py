@@ -2,8 +2,10 @@
 
     Adam (Kingma and Ba 2015):   m <- beta1 m + (1 - beta1) g            w <- w - lr mhat / (sqrt(vhat) + eps)
                                  v <- beta2 v + (1 - beta2) g^2      mhat = m / (1 - beta1^t), vhat = v / (1 - beta2^t)
-    falling rate:                lr min(1, (T + 1 - t) / (fall T))      for t = 1 ... T
+    falling rate:                lr min(1, (T + 1 - t) / (fall T))
     EMA:                         a <- a + (1 - d_t) (w - a)              d_t = min(decay, (1 + t) / (10 + t))
+
+where update t is the t-th of T: 1 ... T, but in the EMA the number of those before it, 0 ... T - 1.
 
 SAGAN trains with beta1 = 0, beta2 = 0.9 and two learning rates, one for each network (TTUR, Heusel et al. 2017). The
 running average of the generator's weights is not in the paper; it is what samples are drawn from.

@@ -62,7 +62,7 @@ def generator_step(G, D, adam, ema, fakes, labels, draws=None):
 def descend(loss, network, adam):
     """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
-    ValueError for a loss of several calls of the network, or of a weight by itself: those are grad()'s.
+    ValueError where the loss reaches a weight by another way, through an earlier call or by itself: take grad() there.
 
     The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
     gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
@@ -129,8 +129,8 @@ class Training:
             self.team = team.assemble(self, self.invited)
         self.broken = True
         history = cuda.to_host(self.team.run(self.steps, count, self.step))  # (count, world, accumulate, len(LOSSES))
-        self.broken = False
         self.step += count
+        self.broken = False
         if not np.isfinite(history).all():
             raise team.diverged(self, ~np.isfinite(history))
         last = processes.halved(history[-1]) / history.shape[1]  # (accumulate, len(LOSSES))
@@ -160,7 +160,7 @@ class Training:
 
         Its tape stays right, since D's step moves nothing that G computed with; the loss of G then asks the new D. The
         paper's code draws other images for G's step. To share them takes 0.83 of the time with the digits' recipe, and
-        up to half as much memory again, for the tape; what digits come to is in examples/README.md. Micro-batches are
+        a sixth to a quarter more memory, for the tape; what digits come to is in examples/README.md. Micro-batches are
         there to save memory: of them no tape is kept, and G makes the images of the same z once more, by a u that has
         moved on.
         """

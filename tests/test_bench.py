@@ -28,7 +28,7 @@ def training():
 
 def test_a_step_multiplies_no_more_than_the_fused_networks_need(training):
     """10.1 GFLOP at batch 64; PyTorch counts 19.8 of its own, which samples up before it convolves, and pools after it.
-    Each of these, Winograd's convolutions, D's weight gradients in G's step or a second run of G adds more than 2 %."""
+    Each of these, doing without Winograd's, D's weight gradients in G's step or a second run of G adds over 2 %."""
     with bench.counted_products() as products:
         training.advance()
     assert sum(products) / 16 == pytest.approx(10.05e9 / 64, rel=0.02)

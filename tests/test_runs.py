@@ -252,11 +252,45 @@ def test_other_rates_hold_from_there_on_and_are_recorded(tmp_path):
     minisagan("train", "--resume", "a", "--lr-g", 1e-5, "--steps", 5)  # now it is the run's own
     about = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 2.4e-3, 5)
-    assert about["changes"] == [{"after_step": 2, "was": {"lr_g": 6e-4}, "is": {"lr_g": 1e-5}}]
+    assert about["changes"] == [
+        {"after_step": 2, "was": {"lr_g": 6e-4, "steps": 2}, "is": {"lr_g": 1e-5, "steps": 4}},
+        {"after_step": 4, "was": {"steps": 4}, "is": {"steps": 5}},  # in the middle of their fall
+    ]
     assert [(r["step"], r.get("lr_g")) for r in runs.read_log(tmp_path / "a")][2:] == [(3, 1e-5), (4, None), (5, None)]
     for flag, value in (("--width", 16), ("--batch-size", 16), ("--dataset", "mnist")):
         assert f"another {flag[2:]} {value}" in minisagan("train", "--resume", "a", flag, value, code=2)[1]
     assert "does not replay" in minisagan("train", "--config", "a/config.json", "--steps", 0, "--out", "b")[1]
+
+
+def test_what_was_asked_for_on_the_way_outlives_a_kill_and_goes_with_what_is_deleted(tmp_path):
+    """Kills: runs that are left without saving. config.json says what the next will do, whatever is gone back to."""
+
+    def stored():
+        about = json.loads((folder / "config.json").read_text())
+        assert checkpoint.read_metadata(runs.find(folder))["config"] == json.dumps(about["config"])
+        return about["config"]["steps"], about["config"]["lr_g"], about.get("changes", [])
+
+    folder, change = tmp_path / "a", {"after_step": 2, "was": {"lr_g": CONFIG.lr_g}, "is": {"lr_g": 1e-5}}
+    options = loop.Options(checkpoint_every=1)
+    with loop.Run.create(folder, replace(CONFIG, steps=4, fall=0.5), data.load("drawn-digits"), options) as run:
+        run.advance()
+        run.advance()
+    for again in {"steps": 40, "rates": {"lr_g": 1e-5}}, {"steps": 40, "rates": {"lr_g": 1e-5}}, {}:
+        with loop.Run.resume(folder, **again) as run:
+            assert run.training.step == 2 and run.training.adam_g.steps == 40
+            assert run.advance()["lr_g"] == 1e-5
+        assert stored() == (40, 1e-5, [change])
+    with loop.Run.resume(folder) as run:
+        run.end_at(30)
+    with loop.Run.resume(folder) as run:
+        assert run.training.adam_g.steps == 30
+    with loop.Run.resume(checkpoint.path_of(folder / "checkpoints", 1), options=options) as run:
+        assert stored() == (4, CONFIG.lr_g, [])
+        for _ in range(2):
+            run.advance()
+    with loop.Run.resume(folder, steps=6) as run:  # its rates fell already, towards step 4
+        pass
+    assert stored() == (6, CONFIG.lr_g, [{"after_step": 3, "was": {"steps": 4}, "is": {"steps": 6}}])
 
 
 def test_another_runs_weights_are_taken_as_far_as_they_fit(tmp_path):

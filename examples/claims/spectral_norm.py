@@ -16,9 +16,10 @@ sigma, the largest singular value of the weights as they are stored. With spectr
 that growth of W does nothing but lower the learning rate, and with it the gradient; without it the generator's
 Lipschitz constant is free to grow as the product of its sigmas.
 
-What this can show: whether the two arms differ within 5,000 steps of small networks on easy images, at such rates. The
-paper's collapse came after 260,000 steps on ImageNet; one that comes here need not have its cause, which is why
-gradients and sigma stand beside it.
+What this can show: whether the two arms differ within 5,000 steps of small networks on easy images, at such rates. On
+ImageNet the paper's network with the norm in D only, at equal rates, collapsed by step 10,000, and that with the norm
+in both got worse from step 260,000 on. A collapse that comes here need not have their cause, which is why gradients and
+sigma stand beside it; and here both arms have the two rates, which the paper compares only after that.
 """
 
 import numpy as np

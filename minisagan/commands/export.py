@@ -16,7 +16,7 @@ FORMATS = ("onnx", "safetensors")
 
 @click.command(short_help="Write a trained generator as an ONNX graph.")
 @click.argument("run")
-@click.option("-o", "--output", metavar="FILE", show_default="generator.onnx",
+@click.option("-o", "--output", metavar="FILE", show_default="generator.onnx, or .safetensors by --to",
               help="NAME.onnx: a graph that draws images. NAME.safetensors: its weights alone.")
 @click.option("--to", type=click.Choice(FORMATS), show_default="what FILE ends in", help="The format of the file.")
 @click.option("--uint8", is_flag=True, show_default=False,

@@ -14,7 +14,7 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
     show_default="all cores",
-    help="Cores that compute; no result depends on it.",
+    help="Cores that compute; no weight or image depends on it.",
 )
 
 

@@ -87,7 +87,7 @@ def setting(flag, **kwargs):
 @setting("--pack", type=int, metavar="K", help="D sees K images of one class at once. Paper: 1.")
 @setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
-@setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 channels.")
+@setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 or 128.")
 @setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]), help="Networks that have it.")
 @click.option("--conditional/--unconditional", default=None, show_default="conditional, if there are classes",
               help="Whether the networks are told the classes. Paper: conditional.")

@@ -1,7 +1,8 @@
 """A run on disk: the loop that trains, the folder that it fills, its checkpoints, its lock.
 
     RUN/config.json                                what was asked for, on what data, with which versions; whose weights
-                                                   it began with ("init_from"), which rates changed ("changes")
+                                                   it began with ("init_from"), which rates, or steps in which
+                                                   they fall, changed on the way ("changes")
     RUN/log.jsonl                                  a line of numbers for the first step and every LOG_EVERY
     RUN/checkpoints/step-00001000.safetensors      everything needed to go on, and to sample
     RUN/samples/step-00001000.png                  the same latents and classes each time

@@ -119,13 +119,22 @@ def load_data(config, then, run, data_dir=None, dataset=None, labels=None):
     return dataset
 
 
+def recorded(folder):
+    """What a run's config.json says, name -> value; nothing if it is damaged."""
+    try:
+        about = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def places_now(config, file):
     """{"dataset", "labels"} of this checkpoint by the config.json of its run, which learns if they are moved."""
     then = {"dataset": config.dataset, "labels": config.labels}
     try:
-        about = json.loads((folder_of(file) / "config.json").read_text())["config"]
+        about = recorded(folder_of(file))["config"]
         now = {name: was and str(about.get(name) or was) for name, was in then.items()}
-    except (OSError, TypeError, ValueError, KeyError, AttributeError):  # it lies in no run, or config.json is damaged
+    except (TypeError, KeyError, AttributeError):  # it lies in no run, or config.json is damaged
         return then
     return then if {now["dataset"], then["dataset"]} & set(data.NAMES) else now
 

@@ -61,7 +61,8 @@ class Run:
             self.judge = Judge(training.dataset, EVALUATED, training.config.seed, data_dir)
         self.started = time.monotonic() - seconds
         self.saved, self.saved_at = None, time.monotonic()  # the step and the time of the last checkpoint
-        self.notes = {}  # what config.json says beside config, data and versions
+        self.notes = {}  # what config.json says beside config, data, versions and changes
+        self.changes = []  # that config alone can't replay: [{"after_step": step, "was": {name: value}, "is": ...}]
         self.news = {}  # what the next line of the log says beside its numbers
         self.collapse = None  # the variety.Collapse that the last samples showed
 
@@ -118,7 +119,8 @@ class Run:
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
         `places`: where the data, the "dataset" or its "labels", were moved to. `rates`: the lr_g or lr_d that holds
-        from here on. What the run wrote after that checkpoint is deleted: it will be written anew.
+        from here on; such changes are in the checkpoint at once. What the run wrote after it is deleted: it will be
+        written anew.
         """
         file = runs.find(path)
         folder = runs.folder_of(file)
@@ -137,14 +139,22 @@ class Run:
             places = places or {}
             dataset = runs.load_data(here, json.loads(about["data"]), folder, data_dir, **places)
             here = runs.moved(here, dataset.name, places.get("labels"))
-            changed = {name: value for name, value in (rates or {}).items() if value != getattr(config, name)}
-            changed |= {} if steps is None else {"steps": steps}
+            asked = (rates or {}) | ({} if steps is None else {"steps": steps})
+            changed = {name: value for name, value in asked.items() if value != getattr(config, name)}
             training = Training(replace(here, **changed), dataset, **where)
             checkpoint.match(tensors, training.state())
             training.step = step
             run = cls(folder, training, float(about["seconds"]), options, data_dir)
             run.saved = step
-            run.news = {name: value for name, value in changed.items() if name != "steps"}
+            recorded = runs.recorded(folder)
+            run.notes = {name: recorded[name] for name in ("init_from",) if name in recorded}
+            run.changes = json.loads(about.get("changes") or json.dumps(recorded.get("changes", [])))
+            falling = step > (1 - config.fall) * min(config.steps, training.config.steps)  # or will not have been
+            if other := {name: value for name, value in changed.items() if name != "steps" or falling}:
+                was = {name: getattr(config, name) for name in other}
+                run.changes.append({"after_step": step, "was": was, "is": other})
+            for change in run.changes:
+                run.news |= change["is"] if change["after_step"] == step else {}
             try:
                 if not whole:
                     runs.note_left_behind(file)
@@ -152,8 +162,10 @@ class Run:
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
                     log.truncate(min(int(about["log_bytes"]), log.tell()))
-                if training.config != config:
-                    run._describe(config)
+                if changed:
+                    run.save()
+                if recorded.get("config") != training.config.to_dict() or recorded.get("changes", []) != run.changes:
+                    run._describe()
             except OSError as error:
                 raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
             yield run
@@ -197,8 +209,9 @@ class Run:
         return every and self.training.step % every == 0
 
     def end_at(self, steps):
-        """Let the run end after so many steps, and keep that in config.json."""
+        """Let the run end after so many steps, and keep that in a checkpoint and in config.json."""
         self.training.end_at(steps)
+        self.save()
         self._describe()
 
     def finish(self):
@@ -223,6 +236,7 @@ class Run:
             "config": json.dumps(training.config.to_dict()),
             "data": json.dumps(runs.about_data(training.dataset)),
             "versions": json.dumps(runs.versions()),
+            "changes": json.dumps(self.changes),
             "seconds": repr(self.seconds),
             "log_bytes": str((self.folder / "log.jsonl").stat().st_size),
         }
@@ -263,18 +277,12 @@ class Run:
         """What the variety of the samples is compared with."""
         return variety.Reference(self.training.dataset, min(self.training.config.architecture.classes, 10))
 
-    def _describe(self, before=None):
-        """Write config.json; `before`: the Config of a resumed run until now."""
-        config, dataset, path = self.training.config, self.training.dataset, self.folder / "config.json"
+    def _describe(self):
+        """Write config.json."""
+        config, dataset = self.training.config, self.training.dataset
         about = {"config": config.to_dict(), "data": runs.about_data(dataset), "versions": runs.versions()}
-        if before:
-            with contextlib.suppress(ValueError, TypeError):
-                about = json.loads(path.read_text()) | about
-            if self.news:
-                was = {name: getattr(before, name) for name in self.news}
-                change = {"after_step": self.training.step, "was": was, "is": self.news}
-                about["changes"] = [*about.get("changes", []), change]
-        with replacing(path) as temp:
+        about |= {"changes": self.changes} if self.changes else {}
+        with replacing(self.folder / "config.json") as temp:
             temp.write_text(json.dumps(about | self.notes, indent=2) + "\n")
 
     def picture(self):
