@@ -253,7 +253,7 @@ def test_other_rates_hold_from_there_on_and_are_recorded(tmp_path):
     about = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 2.4e-3, 5)
     assert about["changes"] == [
-        {"after_step": 2, "was": {"lr_g": 6e-4, "steps": 2}, "is": {"lr_g": 1e-5, "steps": 4}},
+        {"after_step": 2, "was": {"lr_g": 4.5e-4, "steps": 2}, "is": {"lr_g": 1e-5, "steps": 4}},
         {"after_step": 4, "was": {"steps": 4}, "is": {"steps": 5}},  # in the middle of their fall
     ]
     assert [(r["step"], r.get("lr_g")) for r in runs.read_log(tmp_path / "a")][2:] == [(3, 1e-5), (4, None), (5, None)]

@@ -158,7 +158,7 @@ def healthy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "DRAWN", command_line.FEW)
-        chosen = "--pack", 1, "--beta2", 0.9, "--ema", 0.5, "--steps", 20
+        chosen = "--pack", 1, "--lr-g", 0.0006, "--beta2", 0.9, "--ema", 0.5, "--steps", 20
         said = minisagan("train", *SMALL, *OPTIONS, *chosen, "--out", folder)
     return folder, *said
 

@@ -7,7 +7,7 @@
 The arms follow the recipe for digits but for their rates (packs of 2, beta2 0.98, rates that fall to 0 in the second
 half, spectral norm in both networks):
 
-    1:1 TTUR     one D step for each G step, G at 6e-4 and D at 2.4e-3: the recipe's rates, and the paper's ratio
+    1:1 TTUR     one D step for each G step, G at 6e-4 and D at 2.4e-3, the paper's ratio
     1:1 equal    one D step for each G step, both at the geometric mean of these rates, or both at D's
     5:1 equal    five D steps for each G step, at the same two rates
 
@@ -18,8 +18,8 @@ with images of its own, as in the runs of results/. The CPU time that each run t
 learns from the images that D has just seen, and one step of each takes 2.02 times that of D (on an Intel Xeon, Cascade
 Lake), not 2.29: by these SECONDS new runs of the arms with one D step are stopped 12 % too early, those with five 4 %.
 
-What this can show: which arm is ahead after 96 seconds of small networks on easy images. The recipe's rates were chosen
-for TTUR, but with larger networks and batches and for more steps; the other arms' were not tuned, beyond trying two.
+What this can show: which arm is ahead after 96 seconds of small networks on easy images. TTUR's rates were chosen
+for a recipe with larger networks and batches and more steps; the other arms' were not tuned, beyond trying two.
 Three seeds: the least p that a permutation test can give is 0.1.
 """
 
