@@ -154,7 +154,8 @@ class Run:
                 was = {name: getattr(config, name) for name in other}
                 run.changes.append({"after_step": step, "was": was, "is": other})
             for change in run.changes:
-                run.news |= change["is"] if change["after_step"] == step else {}
+                if change["after_step"] == step:
+                    run.news |= {name: value for name, value in change["is"].items() if name != "steps"}
             try:
                 if not whole:
                     runs.note_left_behind(file)
