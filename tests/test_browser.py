@@ -161,7 +161,7 @@ def test_everything_has_a_name_for_a_screen_reader(page):
     roles = ("button", "combobox", "slider", "spinbutton", "img", "image", "application")
     found = [node for node in nodes if node.get("role", {}).get("value") in roles and not node["ignored"]]
     assert all(node["name"]["value"] for node in found)
-    names = {(node["role"]["value"], node["name"]["value"]) for node in found}
+    names = {(node["role"]["value"], node["name"]["value"].strip()) for node in found}  # Chromium 150 keeps spaces
     assert names == {
         *(("combobox", name) for name in ("Network", "Class", "Step", "Beside it")),
         *(("spinbutton", name) for name in ("Latents, seed", "Towards, seed")),
