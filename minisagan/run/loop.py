@@ -147,8 +147,8 @@ class Run:
             run = cls(folder, training, float(about["seconds"]), options, data_dir)
             run.saved = step
             recorded = runs.recorded(folder)
-            run.notes = {name: recorded[name] for name in ("init_from",) if name in recorded}
-            run.changes = json.loads(about.get("changes") or json.dumps(recorded.get("changes", [])))
+            run.notes = {"init_from": recorded["init_from"]} if "init_from" in recorded else {}
+            run.changes = json.loads(about["changes"]) if "changes" in about else [*recorded.get("changes", [])]
             falling = step > (1 - config.fall) * min(config.steps, training.config.steps)  # or will not have been
             if other := {name: value for name, value in changed.items() if name != "steps" or falling}:
                 was = {name: getattr(config, name) for name in other}
