@@ -127,8 +127,9 @@ def main():
         generator, image_size = open_generator(args.run)
         attention_maps.check(generator, args.run)
         ((py, px),) = choices.points([args.point], image_size)
-        known = [str(k) for k in range(generator.arch.classes)]
-        choices.classes(str(args.label) if known else None, known, len(known))
+        classes = generator.arch.classes
+        if classes and not 0 <= args.label < classes:
+            parser.error(f"--label {args.label}: the classes are 0 to {classes - 1}")
     except Fault as error:
         parser.error(error)
     walk(generator, image_size, args.label, args.seed, py, px)

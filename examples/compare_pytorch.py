@@ -6,7 +6,7 @@
 Each program runs in a process of its own and makes a few steps when it is told to, in turn: A B C A B C,
 with fresh noise every time. In one process, or at once, they would disturb each other: PyTorch's OpenMP threads
 spin for a while after each piece of work. So each has all cores when it is its turn, what else the machine
-does meets all alike, and the ratio is the median over neighbouring steps. But OpenMP suffers more than
+does meets all alike, and the ratio is the median over neighbouring turns. But OpenMP suffers more than
 minisagan does from other programs on the same cores (much less so with OMP_WAIT_POLICY=passive): only an idle
 machine tells the truth. The load average is printed.
 
@@ -51,7 +51,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-2}  # float32: a ReLU at 0 may open 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--net", "nets", type=click.Choice(list(NETS)), multiple=True, default=list(NETS))
-@click.option("--pairs", type=click.IntRange(min=1), default=9, help="Measured steps of each program.")
+@click.option("--pairs", type=click.IntRange(min=1), default=9, help=f"Measured turns, each of {STEPS} steps.")
 @click.option("--threads", type=click.IntRange(min=1), default=CORES, help="Threads of each program.")
 @click.option("--compile", "compiled", is_flag=True, help="Also torch.compile, which needs a C++ compiler.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -62,7 +62,7 @@ def main(nets, pairs, threads, compiled, as_json):
     programs = [OURS, *TWINS, *(["compiled"] if compiled else [])]
     results = {}
     for net in nets:
-        click.echo(f"{net}: comparing outputs and gradients, then {pairs} steps of each program", err=True)
+        click.echo(f"{net}: comparing outputs and gradients, then {pairs} turns of {STEPS} steps each", err=True)
         with Worker("agreement", net, threads) as worker:
             agreement = worker.read()
         for dtype, differences in agreement.items():

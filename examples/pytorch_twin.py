@@ -261,7 +261,7 @@ def training_step(G, D, adam_g, adam_d, ema, images, labels, z, fake_labels):
     """One step of D and one of G from the same generated images, as minisagan's; returns the losses and D's means."""
     fakes = G.train()(z, fake_labels)
     of_d = discriminator_step(D, adam_d, images, labels, fakes.detach(), fake_labels)
-    return *of_d, *generator_step(G, D, adam_g, ema, fakes, fake_labels)
+    return *of_d, *generator_step(D, adam_g, ema, fakes, fake_labels)
 
 
 def discriminator_step(D, adam, images, labels, fakes, fake_labels):
@@ -276,7 +276,7 @@ def discriminator_step(D, adam, images, labels, fakes, fake_labels):
     return loss.detach(), real.mean(), fake.mean()
 
 
-def generator_step(G, D, adam, ema, fakes, labels):
+def generator_step(D, adam, ema, fakes, labels):
     """One step of G against D at rest, whose weights get no gradients, by fakes = G(z, labels); returns (loss,)."""
     D.eval().requires_grad_(False)
     loss = generator_loss(D(fakes, labels))

@@ -80,18 +80,23 @@ def recording():
 def grad(loss, wanted, cotangent=None):
     """The gradients of `loss` by each tensor in `wanted`, as a list of arrays; zeros where it does not depend on one.
 
+    They may share memory with one another and with `cotangent`, or be read-only views: copy what you want to change.
     `cotangent` (of loss's shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a
     way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
-    as it passes, and a tape that was walked once can not be walked again (RuntimeError). A walk goes no further than
-    what is wanted, so a second one can go on from there: `loss` may be a list of tensors, `cotangent` one of arrays.
+    as it passes, and a loss with anything in its past that was walked before is refused (RuntimeError): what of it is
+    a constant now goes on as Tensor(y.data). A walk goes no further than what is wanted, so a second one can go on from
+    there: `loss` may be a list of tensors, `cotangent` one of arrays.
     """
-    if cotangent is not None and not isinstance(loss, list) and cotangent.shape != loss.shape:
-        raise ValueError(f"the cotangent of a tensor of shape {loss.shape} can't have shape {cotangent.shape}")
+    wanted, several = list(wanted), isinstance(loss, list)
     if cotangent is None:
-        if loss.data.size != 1:
-            raise ValueError(f"grad of a tensor of shape {loss.shape} needs a cotangent: it is no scalar")
+        if several or loss.data.size != 1:
+            what = "several tensors" if several else f"a tensor of shape {loss.shape}"
+            raise ValueError(f"grad of {what} needs a cotangent: it is no scalar")
         cotangent = np.ones_like(loss.data)
-    starts = list(zip(loss, cotangent, strict=True)) if isinstance(loss, list) else [(loss, cotangent)]
+    starts = list(zip(loss, cotangent, strict=True)) if several else [(loss, cotangent)]
+    for tensor, g in starts:
+        if getattr(g, "shape", None) != tensor.shape:
+            raise ValueError(f"the cotangent of a tensor of shape {tensor.shape} can't be {_shown(g)}")
     nodes = sorted(ancestors([tensor for tensor, _ in starts]), key=lambda node: node.birth)
     asked = {id(tensor) for tensor in wanted}
     leads = set(asked)  # the nodes that lead to something wanted, found oldest first
@@ -101,7 +106,9 @@ def grad(loss, wanted, cotangent=None):
         if any(id(parent) in leads for parent in node.parents):
             leads.add(id(node))
 
-    held, found = {id(tensor): g for tensor, g in starts}, {}
+    held, found = {}, {}
+    for tensor, g in starts:
+        held[id(tensor)] = held[id(tensor)] + g if id(tensor) in held else g
     while nodes:  # popped, so that a node's arrays are freed as soon as its turn is over
         node = nodes.pop()
         g = held.pop(id(node), None)
@@ -123,6 +130,10 @@ def grad(loss, wanted, cotangent=None):
                     held[id(parent)] = dparent if rest is None else rest + dparent
         node.parents, node.vjp = (), _WALKED
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
+
+
+def _shown(g):
+    return f"of shape {g.shape}" if hasattr(g, "shape") else f"a {type(g).__name__}"
 
 
 def ancestors(tensors, until=()):

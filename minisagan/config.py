@@ -173,7 +173,7 @@ RECIPES = {  # where a data set's own choice differs from Config's defaults
 def recipe(dataset, conditional=True):
     """The Config for a data.Dataset with every choice left to us: sizes, channels and classes are the data's own."""
     like_mnist = dataset.name in data.NAMES or (dataset.size, dataset.channels) == (32, 1)  # small and grey
-    values = dict(RECIPES.get(dataset.name, RECIPES["digits" if like_mnist else "folder"]))
+    values = dict(RECIPES["cifar10" if dataset.name == "cifar10" else "digits" if like_mnist else "folder"])
     classes = len(dataset.classes) if conditional and len(dataset.classes) > 1 else 0
     arch = {"size": dataset.size, "channels": dataset.channels, "classes": classes} | values.pop("architecture", {})
     if arch["size"] == 32:

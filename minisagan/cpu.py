@@ -2,8 +2,9 @@
 
 NumPy releases Python's lock inside copies, ufuncs and BLAS, so a few Python threads keep all cores busy in copies and
 elementwise work, too, not in matrix products alone. A large op is cut into chunks of images that stay in a core's
-cache. Results do not depend on how many threads run: what is summed over images is cut as shapes alone say (`cached`,
-and the parts of batch.py), and the partial sums are added in order. A training step does better with processes.
+cache. Results do not depend on how many threads run: what is summed over images is cut as shapes alone say (the parts
+of batch.py, PATCHES of conv_numpy.py), and the partial sums are added in order. A training step does better with
+processes.
 """
 
 import ctypes
@@ -162,7 +163,7 @@ def parallel(body, count, spread=True):
     team.run(work, helpers)
 
 
-def cached(count, bytes_each):
+def _cached(count, bytes_each):
     """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size."""
     step = max(1, CHUNK_BYTES // max(1, bytes_each))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
@@ -174,8 +175,8 @@ def chunks(count, bytes_each, at_least=1):
     Where the whole is worth waking a thread, several threads get `at_least` so many slices, and at least four.
     """
     if alone() or not worth_threads(count * bytes_each):
-        return cached(count, bytes_each)
-    return cached(count, max(bytes_each, CHUNK_BYTES // -(-count // max(at_least, 4))))
+        return _cached(count, bytes_each)
+    return _cached(count, max(bytes_each, CHUNK_BYTES // -(-count // max(at_least, 4))))
 
 
 def worth_threads(nbytes):

@@ -98,13 +98,14 @@ class Kernels:
         kernels = cuda.Kernels(Path(__file__).with_name("activation.cu"))  # in ops/activation_cuda.py
         kernels("relu", blocks, threads, x, y, y.size)
 
-    In the .cu text `real` is the float type of the arrays. Python's ints arrive as int, floats as real, NumPy's scalars
-    as what they are, None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an address and
-    no strides.
+    `file` is the .cu, or the Python file of that name beside it. In the .cu text `real` is the float type of the
+    arrays, and #include "..." may name other files of its folder. Python's ints arrive as int, floats as real, NumPy's
+    scalars as what they are, None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an
+    address and no strides.
     """
 
-    def __init__(self, python_file):
-        self.file = Path(python_file).with_suffix(".cu")
+    def __init__(self, file):
+        self.file = Path(file).with_suffix(".cu")
 
     def __call__(self, name, blocks, threads, *args, shared=0):
         """Launch `name` on `blocks` (an int or up to three) of `threads` each, with `shared` bytes of shared memory."""
@@ -135,8 +136,26 @@ def _argument(kernel, value, real):
 def _module(file, real, tf32):
     real = {"float32": "float", "float64": "double"}[real]
     options = (f"-DREAL={real}", f"-DTF32={int(tf32 and real == 'float')}", "--std=c++17")
-    code = f'#line 1 "{SHARED.name}"\n{SHARED.read_text()}#line 1 "{file.name}"\n{file.read_text()}'
-    return cupy().RawModule(code=code, options=options)
+    return cupy().RawModule(code=text(file), options=options)
+
+
+def text(file):
+    """All of the CUDA text that a .cu file stands for: SHARED, the file, and in it the files that it includes.
+
+    They are put in here, not by the compiler: CuPy keeps what was compiled by the text that it was given.
+    """
+
+    def lines(path):
+        code = path.read_text().splitlines(keepends=True)
+        yield f'#line 1 "{path.name}"\n'
+        for number, line in enumerate(code, 1):
+            if line.startswith('#include "'):
+                yield from lines(path.with_name(line.split('"')[1]))
+                yield f'#line {number + 1} "{path.name}"\n'
+            else:
+                yield line
+
+    return "".join([*lines(SHARED), *lines(file)])
 
 
 def counters(count=1):

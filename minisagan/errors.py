@@ -5,7 +5,7 @@ The command line prints the line and exits with the code; a traceback comes only
 
 
 class Fault(Exception):
-    """Something failed that is neither the user's call nor the data: a full disk, a busy run folder."""
+    """What the user is told in one line; by itself neither their call nor the data: a full disk, a busy run folder."""
 
     exit_code = 1
 

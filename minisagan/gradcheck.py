@@ -43,7 +43,8 @@ class Result:
 
     `error` is the worst of all inputs. It was found at `index` (a tuple: that element; an int: that random
     direction) of the input named `input`, where the tape says `analytic` and the differences `numeric`.
-    `method` is "every element", "8 directions", or "both" where some inputs are small and some large. `fault`
+    `method` is "every element", "8 directions", or "both" where some inputs are small and some large; of
+    `check_adjoint` it is "adjoint". `fault`
     says in words what is wrong where nothing could be compared (a gradient of another shape, an input written
     to ...); `error` is infinite then.
     """
@@ -97,6 +98,9 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
     that sum is made on the host). It raises ValueError, on one line, for inputs and functions that can not be
     checked; a wrong gradient raises nothing, see Result.passed.
 
+    An f with a kink of its own asks `kinks.chosen` for its choice, as ops/activation.py does: else a difference may
+    step across it, and a right gradient fails.
+
     `reference` is what to take differences of, if not f: a function of the same value at these inputs, for an
     f that treats part of what it computes as a constant, as spectral normalisation does. Inputs of up to
     `every_element` elements are checked element by element.
@@ -132,16 +136,16 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
         directions = np.eye(x.size) if not large[i] else subject.rng.standard_normal((DIRECTIONS, x.size))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)  # (K, size)
         analytic, numeric = directions @ dx.ravel(), np.empty(len(directions))
-        errors, norm, again = np.zeros(len(directions)), np.linalg.norm(dx), range(len(directions))
+        errors, norm, left = np.zeros(len(directions)), np.linalg.norm(dx), range(len(directions))
         for h in STEPS:
-            for k in again:
+            for k in left:
                 numeric[k] = difference(i, directions[k].reshape(x.shape), h)
             sizes = np.maximum(abs(analytic), abs(numeric))
             if np.maximum(norm, sizes.max()) <= ZERO * np.linalg.norm(c * y):
                 errors[:] = 0
                 break
             errors = abs(analytic - numeric) / np.maximum(sizes, norm / 1000)
-            again = np.flatnonzero(~(errors <= tolerance))
+            left = np.flatnonzero(~(errors <= tolerance))
         if not np.isfinite(numeric).all():
             fault = f"f is not finite within {3 * STEPS[-1]:g} of {subject.names[i]}: take inputs away from there"
             return subject.result(method, fault=fault)
@@ -165,7 +169,7 @@ def check_adjoint(f, *inputs, name=None, names=None, tolerance=1e-12, seed=0):
     y, c = subject.y, subject.c
     forward = float((y * c).sum())
     backward = [float((x * dx).sum()) for x, dx in zip(subject.arrays, subject.gradients, strict=True)]
-    errors = abs(forward - np.array(backward)) / (np.linalg.norm(y) * np.linalg.norm(c))
+    errors = abs(forward - np.array(backward)) / (np.linalg.norm(y) * np.linalg.norm(c) or 1)
     i = int(errors.argmax())
     return subject.result("adjoint", errors[i], subject.names[i], (), backward[i], forward)
 

@@ -52,8 +52,8 @@ class Inputs:
         """Of a step of D that sees these images: (images, labels, z, draws).
 
         The generated images have the classes of the real ones, and not, as in the paper's code, others drawn at random:
-        so D is shown as many real as generated images of each class. Alone it made D's judgement, and G's classes with
-        it, less certain: by the package's judge the worst class of three seeds came to 94 to 97 %, with it 98 to 99 %.
+        so D is shown as many real as generated images of each class. Classes drawn at random made D's judgement, and
+        G's classes with it, less certain (examples/README.md has the numbers).
         """
         c, share = self.config.micro, processes.share
         flip = c.flip and not c.augment

@@ -10,7 +10,7 @@ from minisagan import cuda, rng
 from minisagan.autograd import no_tape
 from minisagan.beyond.pack import packed
 from minisagan.sampling import noise
-from minisagan.together import normalised_layers, quotients
+from minisagan.together import normalised_layers, normalised_weights
 
 FEW = 8  # images, or packs of them as D sees them, that attention is measured on
 
@@ -28,7 +28,7 @@ def measure(training):
     with no_tape():
         for name, net in networks.items():
             layers = normalised_layers(net)
-            made = quotients(layers)
+            made = normalised_weights(layers)
             sigmas[name] = [norm(layer.w.data) / norm(w.data) for layer, w in zip(layers, made, strict=True)]
         if config.architecture.attention:
             pack = config.architecture.pack

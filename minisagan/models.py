@@ -28,7 +28,9 @@ from minisagan.together import rows_of_classes, spectral_weights
 def check(N, labels, classes):
     """ValueError unless a network of so many classes is given N > 0 images and a label for each; without any, none."""
     given, wanted = None if labels is None else np.shape(labels), (N,) if classes else None
-    if not N or given != wanted:
+    if not N:
+        raise ValueError("a network is given one image or more, not none")
+    if given != wanted:
         raise ValueError(f"for {N} images of a network with {classes or 'no'} classes labels are {wanted}, not {given}")
 
 
@@ -52,7 +54,7 @@ class Generator(Module):
     def __call__(self, z, labels=None):
         z = z if isinstance(z, Tensor) else Tensor(z)
         check(len(z.data), labels, self.arch.classes)
-        with spectral_weights(self), rows_of_classes(self, labels):
+        with rows_of_classes(self, labels), spectral_weights(self):  # a wrong label ends it before u moves
             x = self.input(z)
             x = x.reshape(len(x.data), 4, 4, -1)  # (N, 4, 4, 4x4's width)
             for r in self.levels:
@@ -87,9 +89,9 @@ class Discriminator(Module):
             self.embedding = Embedding(init, arch.classes, inputs, spectral)
 
     def __call__(self, x, labels=None):
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        check(len(x.data), labels, self.arch.classes)
         with spectral_weights(self):
-            x = x if isinstance(x, Tensor) else Tensor(x)
-            check(len(x.data), labels, self.arch.classes)
             if x.shape[-1] < self.arch.pack * self.arch.channels:
                 x = alone(x, self.arch.pack)
             for r in self.levels:

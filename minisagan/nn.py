@@ -113,6 +113,8 @@ class SelfAttention(Module):
     def __init__(self, init, channels, form="official", spectral=True, key=None):
         if channels < 8:
             raise UsageError(f"self-attention needs at least 8 channels, not {channels}")
+        if form not in ("official", "paper") or key is not None and not 1 <= key <= channels:
+            raise UsageError(f"self-attention is official or paper, key 1 to {channels}, not {form}, {key}")
         narrow, wide = channels // key if key else max(channels // 8, 8), channels // (2 if form == "official" else 8)
 
         def projection(inputs, outputs):

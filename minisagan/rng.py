@@ -33,7 +33,7 @@ class Stream:
     Z_D = 0  # latents of the images that a step of D sees, and that of G after it; step = D's micro-batches until then
     Z_G = 1  # latents of the few images that a log measures attention on; step = G's steps until then
     LABELS_D = 2  # not in use: the images that D sees bring the classes along
-    LABELS_G = 3  # classes of the same
+    LABELS_G = 3  # classes of Z_G's images
     SHUFFLE = 4  # order of the data; step = epoch
     FLIP = 5  # mirrored images; step = D's micro-batches until then
     INIT = 6  # first weights; step = number of the parameter

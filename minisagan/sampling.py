@@ -37,12 +37,15 @@ def take_statistics(generator, trained, config):
         buffers[name][...] = buffer
     generator.train()
     norms = list(generator.modules(nn.BatchNorm))
+    usual = [norm.momentum for norm in norms]
     with no_tape():
         for k in range(STANDING_BATCHES):
             for norm in norms:
                 norm.momentum = k / (k + 1)
             step = np.asarray(k, like=norms[0].mean)
             generator(*noise(config.micro, rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, step))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
     generator.eval()
 
 
@@ -63,10 +66,13 @@ def generate(generator, z, labels, batch=64):
 def draw(generator, count, classes, seed, size, truncation=None):
     """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes.
 
-    Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for: it is the same
-    however many are drawn. The generator always draws BATCH at a time, the last few in vain, because a matrix product
-    may round differently for another number of rows. Ranks of MPI, if there are any, draw a share each.
+    Sample i has the latent z_i = normal(seed, i) and the class classes[i mod k] of the k asked for (ValueError for k =
+    0): it is the same however many are drawn. The generator always draws BATCH at a time, the last few in vain, because
+    a matrix product may round differently for another number of rows. Ranks of MPI, if there are any, draw a share
+    each.
     """
+    if classes is not None and not len(classes):
+        raise ValueError("of which classes? None are asked for")
     padded = -(-count // BATCH) * BATCH
     z = latents(generator, padded, seed, truncation)
     labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them

@@ -16,12 +16,14 @@ def normalised_layers(network):
     return [layer for layer in network.modules(Layer) if layer.u is not None]
 
 
-def quotients(layers):
-    """w / sigma of each of these spectrally normalised layers; while they train, u takes a step of its iteration."""
-    if not layers:
-        return []
-    weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in layers), strict=True)
-    return spectral_norms(weights, states, layers[0].training, axes)
+def normalised_weights(layers):
+    """w / sigma of each of these spectrally normalised layers; of those that train, u takes a step of its iteration."""
+    made = {}
+    for training in (True, False):
+        if these := [layer for layer in layers if layer.training == training]:
+            weights, states, axes = zip(*((layer.w, layer.u, layer.output_axis) for layer in these), strict=True)
+            made |= zip(these, spectral_norms(weights, states, training, axes), strict=True)
+    return [made[layer] for layer in layers]
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def spectral_weights(network):
     """
     layers, attentions = normalised_layers(network), list(network.modules(SelfAttention))
     of = {id(p): p for p in network.parameters().values()}
-    for layer, w in zip(layers, quotients(layers), strict=True):
+    for layer, w in zip(layers, normalised_weights(layers), strict=True):
         layer.quotient = of[id(layer.w)] = w
     for attention in attentions:
         attention.gated = of[id(attention.output.w)] = attention.gated_output()

@@ -35,6 +35,8 @@ def discriminator_step(D, adam, images, labels, fakes, fake_labels, draws=(None,
     for real and generated images, each (n, 4 or 5) in [0, 1) or None, are for `augmented`.
     Returns (loss, mean D(real), mean D(fake)).
     """
+    if len(images) != len(fakes):
+        raise ValueError(f"D sees as many real images as generated ones, not {len(images)} and {len(fakes)}")
     D.train()
     with no_tape():
         images, fakes = (augmented(Tensor(x), u).data for x, u in zip((images, fakes), draws, strict=True))
@@ -62,15 +64,18 @@ def generator_step(G, D, adam, ema, fakes, labels, draws=None):
 def descend(loss, network, adam):
     """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
-    ValueError where the loss reaches a weight by another way, through an earlier call or by itself: take grad() there.
+    ValueError for a loss that the network's last call had no part in, and for one that reaches the W of a W / sigma, or
+    gamma, by another way as well, such as an earlier call: take grad() there.
 
     The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
     gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
     processes, once: the batch ends there. From W / sigma to W the tape is about weights alone, the same in each.
     An Adam that accumulates makes one step for so many losses, of micro-batches, down the mean of their gradients.
     """
-    known = {id(x) for x in ancestors([loss], network.used)} - {id(x) for x in network.used}
-    if any(id(p) in known for p in adam.parameters):
+    reached, used = ({id(x) for x in tensors} for tensors in (ancestors([loss], network.used), network.used))
+    if not reached & used:
+        raise ValueError("this loss does not come from the network's last call: was that made inside no_tape()?")
+    if any(id(p) in reached - used for p in adam.parameters):
         raise ValueError("descend takes a loss of the network's last call, and of no weight by itself: take grad()")
     shares = grad(loss, network.used, np.full_like(loss.data, 1 / (processes.world() * adam.accumulate)))
     gradients = grad(network.used, adam.parameters, processes.total(shares))
@@ -123,12 +128,17 @@ class Training:
         naming the first tensor with a NaN or an infinity, and the rank of MPI, when a loss of any of the steps is not
         finite.
         """
+        if count < 1:
+            raise ValueError(f"advance makes a step or more, not {count}")
+        if self.config.fall and self.step + count > self.config.steps:
+            raise ValueError(f"step {self.step} of {self.config.steps}: the rates have fallen to 0 then; see end_at")
         if self.broken:
             raise RuntimeError("interrupted in the middle of a step: make this training anew, from its last checkpoint")
         if not self.team or self.team.ended:
             self.team = team.assemble(self, self.invited)
         self.broken = True
-        history = cuda.to_host(self.team.run(self.steps, count, self.step))  # (count, world, accumulate, len(LOSSES))
+        history = self.team.run(self.make_steps, count, self.step)  # (count, world, accumulate, len(LOSSES))
+        history = cuda.to_host(history)
         self.step += count
         self.broken = False
         if not np.isfinite(history).all():
@@ -136,7 +146,7 @@ class Training:
         last = processes.halved(history[-1]) / history.shape[1]  # (accumulate, len(LOSSES))
         return dict(zip(LOSSES, last.mean(0).tolist(), strict=True))
 
-    def steps(self, count, step):
+    def make_steps(self, count, step):
         """Losses and scores of `count` steps from this one on, of each process: (count, world, *losses.shape)."""
         history = np.empty((count, processes.world(), *self.losses.shape), np.float32, like=self.losses)
         for k, (*before, last) in enumerate(self.inputs.order(count, step)):

@@ -51,7 +51,7 @@ class Reference:
 
 
 def spread(images, sizes):
-    """within (classes,) and between, of images uint8 of each class; if there are more of it, an unbiased estimate."""
+    """within (classes,) and between, of images uint8 of each class; unbiased where it has more than these."""
     flat = [x.reshape(len(x), -1) for x in images]
     few = [len(x) < size for x, size in zip(flat, sizes, strict=True)]
     within = np.array([x.var(0, ddof=int(some)).sum() for x, some in zip(flat, few, strict=True)])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import minisagan
+from minisagan import cuda
 
 FOLDER = Path(minisagan.__file__).parent
 PROCESSOR = {"registers": 65536, "shared": 227 << 10, "reserved": 1 << 10, "threads": 2048}  # of sm_90, for blocks
@@ -59,7 +60,7 @@ def compiled(arch=90):
     """{kernel: its Loop} of conv.cu in float32 with TF32."""
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "conv.cu"), Path(folder, "conv.cubin")
-        source.write_text(Path(FOLDER, "cuda.cu").read_text() + Path(FOLDER, "ops", "conv.cu").read_text())
+        source.write_text(cuda.text(FOLDER / "ops" / "conv.cu"))
         options = "-std=c++17", "-ftz=true", "-DREAL=float", "-DTF32=1", f"-arch=sm_{arch}", "-Xptxas=-v", "-cubin"
         done = subprocess.run(["nvcc", *options, "-o", cubin, source], capture_output=True, text=True, check=True)
         code = subprocess.run([nvdisasm(), "-c", cubin], capture_output=True, text=True, check=True).stdout

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minisagan import parity, train
+from minisagan.autograd import no_tape
 from minisagan.config import Architecture, Config
 from minisagan.errors import UsageError
 from minisagan.init import Init
@@ -65,6 +66,37 @@ def test_a_loss_of_several_calls_or_of_a_weight_is_refused():
     np.testing.assert_array_equal(adam.weights, before)
     D.train(), D(x, labels)
     assert descend(D(x, labels).mean(), D, adam) and (adam.weights != before).any()
+
+
+def test_a_loss_that_the_networks_last_call_had_no_part_in_moves_nothing():
+    G, D = Generator(ARCH), Discriminator(ARCH)
+    adam, ema = Adam(G.parameters(), 0.1), EMA(flatten(Generator(ARCH).parameters()), flatten(G.parameters()))
+    before = {name: x.copy() for name, x in G.state().items()}
+    z, labels = np.ones((N, 8), np.float32), np.zeros(N, int)
+    with no_tape():
+        fakes = G.eval()(z, labels)
+    with pytest.raises(ValueError, match="does not come from the network's last call"):
+        generator_step(G, D, adam, ema, fakes, labels)
+    assert adam.t == 0 and all(np.array_equal(x, before[name]) for name, x in G.state().items())
+
+
+def test_as_many_real_images_as_generated_ones():
+    D, (x, y) = Discriminator(ARCH), (np.zeros((2 * N, 32, 32, 1), np.float32), np.zeros(2 * N, int))
+    with pytest.raises(ValueError, match=f"as many real images as generated ones, not {2 * N} and {N}"):
+        discriminator_step(D, Adam(D.parameters(), 0.1), x, y, x[:N], y[:N])
+
+
+def test_no_steps_and_steps_after_the_rates_have_fallen_to_0_are_refused():
+    config = Config(steps=1, batch_size=K * N, fall=0.5, architecture=ARCH)
+    training = Training(config, parity.noise(config, K * N))
+    with pytest.raises(ValueError, match="advance makes a step or more, not 0"):
+        training.advance(0)
+    training.advance()
+    with pytest.raises(ValueError, match="step 1 of 1: the rates have fallen to 0"):
+        training.advance()
+    training.end_at(2)
+    training.advance()
+    assert training.step == 2
 
 
 def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):

@@ -181,6 +181,21 @@ def test_without_a_cotangent_the_loss_must_be_a_scalar():
     assert grad(x * x, [x], np.array([1.0, 10.0]))[0].tolist() == [2, 40]
     assert grad((x * x).sum(), [x], np.array(2.0))[0].tolist() == [4, 8]
     assert grad(leaf(3.0) * x.sum(), [x])[0].tolist() == [3, 3]  # shape (1,) is a scalar, too
+    with pytest.raises(ValueError, match="several tensors needs a cotangent"):
+        grad([x.sum()], [x])
+
+
+def test_the_cotangents_of_several_tensors_are_added_and_each_has_its_tensors_shape():
+    x = leaf(1.0, 2.0)
+    one, two = np.array([1.0, 1.0]), np.array([10.0, 20.0])
+    y = x * x
+    assert grad([y, y], [x], [one, two])[0].tolist() == [22, 84]
+    assert [d.tolist() for d in grad([x * x, x], (t for t in [x]), [one, two])] == [[12, 24]]
+    wrong = (np.ones((2, 2)), r"of shape \(2, 2\)"), ([1.0, 1.0], "a list"), (np.float64(1), r"of shape \(\)")
+    for bad, says in wrong:
+        for loss, cotangent in ((x * x, bad), ([x * x], [bad])):
+            with pytest.raises(ValueError, match=rf"the cotangent of a tensor of shape \(2,\) can't be {says}"):
+                grad(loss, [x], cotangent)
 
 
 def test_a_tape_can_be_walked_once():

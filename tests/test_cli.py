@@ -26,7 +26,7 @@ from command_line import ROOT, SMALL, minisagan, refused, start
 
 from minisagan.commands import COMMANDS, cli, progress, train
 from minisagan.commands.progress import Progress
-from minisagan.config import Architecture
+from minisagan.config import RECIPES, Architecture
 from minisagan.look.words import duration
 from minisagan.models import Discriminator, Generator
 from minisagan.run import folder as runs
@@ -295,7 +295,7 @@ def test_minutes_alone_train_as_many_steps_as_fit(monkeypatch):
     stdout, _ = minisagan("train", *SMALL, "--minutes", 0.05, "--fall", 0.5, "--out", "x")
     step, steps = map(int, re.search(r"(?:step|all) (\d+)(?: of (\d+))?", stdout).groups(default=0))
     config = json.loads(Path("x/config.json").read_text())["config"]
-    assert config["steps"] == (steps or step) != 1500 and config["fall"] == 0.5 and step > 3
+    assert config["steps"] == (steps or step) != RECIPES["digits"]["steps"] and config["fall"] == 0.5 and step > 3
     now = iter([10.0, 10.5, 11.0, 12.0])
     monkeypatch.setattr(train.time, "monotonic", lambda: next(now))
     reckon = train.Reckoning(110.0)

@@ -13,15 +13,15 @@ import pytest
 from emulation import compiler
 
 import minisagan
+from minisagan import cuda
 
 FOLDER = Path(minisagan.__file__).parent
-SHARED = FOLDER / "cuda.cu"
-FILES = sorted(path for path in FOLDER.rglob("*.cu") if path != SHARED)
+FILES = sorted(path for path in FOLDER.rglob("*.cu") if compiler.kernels(path.read_text()))
 VARIANTS = [
     (path, real, tf32)
     for path in FILES
     for real, tf32 in (("float", 0), ("float", 1), ("double", 0))
-    if not tf32 or "TF32" in path.read_text()
+    if not tf32 or "TF32" in cuda.text(path)
 ]
 ARCHITECTURES = (75, 80, 90)  # Turing, Ampere, Hopper
 NVCC = ["nvcc", "-std=c++17", "-ftz=true", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2", "-fatbin"]
@@ -31,7 +31,7 @@ NVCC += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURE
 @functools.cache
 def compiled(path, real, tf32):
     """{(kernel, architecture): (registers, bytes of shared memory, bytes spilled)}, as nvcc says, now or before."""
-    code = SHARED.read_text() + path.read_text()
+    code = cuda.text(path)
     command = [*NVCC, f"-DREAL={real}", f"-DTF32={tf32}"]
 
     def compile(out):

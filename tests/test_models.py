@@ -1,14 +1,18 @@
 """The networks as the specification has them: parameter counts, channel widths, sizes, and what they refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from minisagan import data
 from minisagan.autograd import Tensor, no_tape
 from minisagan.beyond.pack import packed
-from minisagan.config import Architecture, Config
+from minisagan.config import Architecture, Config, recipe
 from minisagan.errors import UsageError
 from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
+from minisagan.nn import SelfAttention
 
 
 class Shapes(Init):
@@ -81,6 +85,29 @@ def test_evaluation_is_the_same_twice_and_training_moves_u_and_the_statistics():
         assert np.array_equal(G(z, labels).data, G(z, labels).data)
 
 
+def test_each_layer_trains_or_rests_by_itself():
+    D = Discriminator(Architecture(width=8, classes=0)).train()
+    D.down8.eval()
+    before = {name: u.copy() for name, u in D.buffers().items() if u.size > 1}
+    D(np.ones((2, 32, 32, 1), np.float32))
+    rested = {name for name, u in before.items() if np.array_equal(u, D.buffers()[name])}
+    assert rested == {name for name in before if name.startswith("down8.")} and len(rested) == 3
+
+
+def test_a_wrong_class_leaves_the_generator_as_it_was():
+    G = Generator(Architecture(width=8, latent=4, classes=3))
+    before = {name: x.copy() for name, x in G.state().items()}
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
+        G(np.ones((2, 4), np.float32), np.array([0, 3]))
+    assert all(np.array_equal(x, before[name]) for name, x in G.state().items())
+
+
+def test_attention_that_can_not_be_is_refused():
+    for more in ({"form": "Official"}, {"key": 17}, {"key": 0}):
+        with pytest.raises(UsageError, match="self-attention is official or paper, key 1 to 16, not"):
+            SelfAttention(Init(0), 16, **more)
+
+
 @pytest.mark.parametrize(
     "width, key, inside", [(16, None, (8, 8)), (16, 8, (4, 2)), (16, 2, (16, 8)), (64, None, (16, 8))]
 )
@@ -109,7 +136,7 @@ def test_labels_that_are_not_one_for_each_image_are_refused(classes, labels, say
         Generator(arch)(np.zeros((2, arch.latent), np.float32), labels)
     with pytest.raises(ValueError, match=says):
         Discriminator(arch)(np.zeros((2, 32, 32, 1), np.float32), labels)
-    with pytest.raises(ValueError, match="for 0 images"):
+    with pytest.raises(ValueError, match="one image or more, not none"):
         Generator(arch)(np.zeros((0, arch.latent), np.float32), np.zeros(0, int) if classes else None)
 
 
@@ -134,3 +161,15 @@ def test_the_gates_of_attention_start_closed():
 def test_networks_that_can_not_be_are_refused(wrong, says):
     with pytest.raises(UsageError, match=says):
         Architecture(**wrong)
+
+
+def test_a_folder_that_bears_a_recipes_name_is_a_folder_still():
+    photos = data.Dataset("digits", np.zeros((4, 64, 64, 3), np.uint8), np.zeros(4, int), ("all",), {})
+    assert recipe(photos) == replace(recipe(replace(photos, name="my photos")), dataset="digits")
+    grey = data.Dataset("folder", np.zeros((4, 28, 28, 1), np.uint8), np.zeros(4, int), ("all",), {})
+    assert recipe(grey).lr_d == 2.4e-3 and recipe(photos).lr_d == 1.6e-3
+
+
+def test_images_that_are_no_bytes_are_refused():
+    with pytest.raises(ValueError, match="floats: images are uint8, from 0 to 255, not float32"):
+        data.Dataset("floats", np.zeros((4, 32, 32, 1), np.float32), np.zeros(4, int), ("all",), {})

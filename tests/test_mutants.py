@@ -26,6 +26,8 @@ TESTS = {  # of each file's kernels
     "flat.cu": ("test_gpu_training.py", "adam"),
     "optim.cu": ("test_gpu_training.py", "adam or average or optimisers"),
     "batches.cu": ("test_gpu_training.py", "batches"),
+    "arithmetic.cu": ("test_ops_gpu_conv.py", "matmul"),
+    "nccl.cu": ("test_nccl.py", "gathered_sums"),
     "activation.cu": ("test_ops_gpu.py", "relu or tanh or kinks"),
     "attention.cu": ("test_ops_gpu.py", "softmax or attend"),
     "augment.cu": ("test_ops_gpu.py", "augment"),
@@ -33,6 +35,7 @@ TESTS = {  # of each file's kernels
     "embedding.cu": ("test_ops_gpu.py", "embed"),
     "hinge.cu": ("test_ops_gpu.py", "hinge or kinks"),
     "spectral.cu": ("test_ops_gpu.py", "spectral"),
+    "product.cu": ("test_ops_gpu_conv.py", "conv"),
     "conv.cu": ("test_ops_gpu_conv.py", "conv"),
     "resampled_conv.cu": ("test_ops_gpu_conv.py", "conv_down or up_conv"),
     "resample.cu": ("test_ops_gpu_conv.py", "resampling or pool"),
@@ -97,23 +100,23 @@ def noticed(path, text, environment=None, selection=None):
         ("optim.cu", "__syncthreads();", "", "report"),
         ("embedding.cu", "i < ", "i <= ", "report"),
         ("activation.cu", "y[i] > 0", "y[i] >= 0", "values"),
-        ("conv.cu", "wait_for_all_but<STAGES - 2>();", "", "values"),
-        ("conv.cu", "wait_for_all_but<STAGES - 2>();", "wait_for_all_but<STAGES - 1>();", "values"),  # for too few
-        ("conv.cu", "source.fill(as[to], bs[to])", "source.fill(as[from], bs[from])", "report"),  # a stage too early
-        ("conv.cu", "% LINES, q * 8 + second_term * 4)", "% LINES, q * 8 + second_line * 4)", "values"),  # a lane's row
-        ("conv.cu", "second_line * 8 + LANE % 8)", "second_line * 8 + (LANE + 1) % 8)", "values"),
-        ("conv.cu", "__syncthreads();  // all have read the tiles", "", "report"),
-        ("conv.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
+        ("product.cu", "wait_for_all_but<STAGES - 2>();", "", "values"),
+        ("product.cu", "wait_for_all_but<STAGES - 2>();", "wait_for_all_but<STAGES - 1>();", "values"),  # for too few
+        ("product.cu", "source.fill(as[to], bs[to])", "source.fill(as[from], bs[from])", "report"),  # a stage too early
+        ("product.cu", "% LINES, q * 8 + second_term * 4)", "% LINES, q * 8 + second_line * 4)", "values"),
+        ("product.cu", "second_line * 8 + LANE % 8)", "second_line * 8 + (LANE + 1) % 8)", "values"),
+        ("product.cu", "__syncthreads();  // all have read the tiles", "", "report"),
+        ("product.cu", "k < K / DOWN; k++", "k < 1; k++", "values"),  # of db only what one row of threads sees
         ("conv.cu", "if (blockIdx.x == 0) sums.add_products", "if (blockIdx.y == 0) sums.add_products", "values"),
-        ("conv.cu", "open > 0 ? v[e] : real(0)", "v[e]", "values"),  # no gate
-        ("conv.cu", "open > 0 ? v[e]", "open >= 0 ? v[e]", "values"),
-        ("conv.cu", "(open > 0 ? v[e] : real(0)) + added[j][e] + more", "open > 0 ? v[e] + more : real(0)", "values"),
+        ("product.cu", "open > 0 ? v[e] : real(0)", "v[e]", "values"),  # no gate
+        ("product.cu", "open > 0 ? v[e]", "open >= 0 ? v[e]", "values"),
+        ("product.cu", "(open > 0 ? v[e] : real(0)) + added", "open > 0 ? v[e] + more : real(0) + added", "values"),
         ("conv.cu", "{ return A_FOURS && B_FOURS ? RELU : s.relu; }", "{ return false; }", "values"),  # outer of x
         ("conv.cu", "{ return A_FOURS && B_FOURS ? RELU : asked; }", "{ return RELU; }", "values"),
         ("conv.cu", "a_fours && b_fours && !s.relu) add", "a_fours && b_fours) add", "values"),
         ("conv.cu", "a_fours && b_fours && s.relu) add", "a_fours && b_fours) add", "values"),
-        ("conv.cu", "relu && v < 0 ? 0 : v", "relu && !(v > 0) ? 0 : v", "values"),  # of a NaN
-        ("conv.cu", "relu && v < 0 ? real(0) : v", "relu && !(v > 0) ? real(0) : v", "values"),
+        ("product.cu", "relu && v < 0 ? 0 : v", "relu && !(v > 0) ? 0 : v", "values"),  # of a NaN
+        ("product.cu", "relu && v < 0 ? real(0) : v", "relu && !(v > 0) ? real(0) : v", "values"),
         ("conv.cu", "h / size) * (s.Wo / size)", "h / size) * s.Wo", "report"),  # the rest is half as wide
         ("batch_norm.cu", "last_block(counters + blockIdx.x, chunks *", "last_block(counters, chunks *", "report"),
         ("batch_norm.cu", "i < 4; i++", "i < 3; i++", "values"),  # of what four rows of threads find, three

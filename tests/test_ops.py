@@ -396,6 +396,11 @@ def test_arithmetic_is_numpys():
     [
         (lambda x: ops.conv(x, ones(2, 3, 3, 1)), "conv takes odd kernels and stride 1 or 2, not 2x3 and 1"),
         (lambda x: ops.conv(x, ones(3, 3, 3, 1), stride=3), "not 3x3 and 3"),
+        (lambda x: ops.conv(x, ones(3, 3)), r"a convolution takes x .* not \(2, 5, 4, 3\), \(3, 3\)"),
+        (lambda x: ops.attend(*3 * [ones(4, 3)]), r"attend takes \(N, J, d\), .* not \(4, 3\)"),
+        (lambda x: ops.attend(x, x, x), r"attend takes \(N, J, d\)"),
+        (lambda x: ops.hinge_generator(ones(0)), r"hinge_generator takes scores \(n,\), not \(0,\)"),
+        (lambda x: ops.embedding(ones(3, 2), np.zeros((2, 2), int)), r"one for each image, \(N,\), not \(2, 2\)"),
         (lambda x: ops.conv_down(x, ones(3, 3, 3, 1)), "conv_down halves even heights and widths, not 5x4"),
         (lambda x: ops.avg_pool(x), "avg_pool halves even heights and widths, not 5x4"),
         (lambda x: ops.max_pool(x), "max_pool halves even heights and widths, not 5x4"),

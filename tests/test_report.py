@@ -15,6 +15,8 @@ from command_line import SMALL, minisagan, refused
 from minisagan import rng
 from minisagan.commands import attention as commands
 from minisagan.look import attention_maps, plot, report
+from minisagan.look.words import duration
+from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 
 apart, run, photos = command_line.apart, command_line.run, command_line.photos  # fixtures
@@ -94,8 +96,14 @@ def test_the_page_holds_every_part_and_refers_to_nothing_outside(copy):
     sources = [base64.b64decode(a["src"].split("base64,")[1]) for a in page.all("img", "samples")]
     assert sources == [(copy / "samples" / "step-00000003.png").read_bytes(), (copy / "progress.gif").read_bytes()]
     assert all(a["alt"] for a in page.all("img"))
-    assert len(page.all("svg", "curves")) == 6  # of 8, two need evaluations during training
+    assert len(page.all("svg", "curves")) == 6  # of 9: two need evaluations, one samples
     assert len(page.all("img", "attention")) == 1
+    assert "config.json beside the log replays the run." in text
+    seconds = float(checkpoint.read_metadata(runs.find(copy))["seconds"])
+    assert f"minisagan, after {duration(seconds)} of training" in text
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"changes": [], "init_from": {}}))
+    assert "does not replay the run by itself: changes and init_from in it say why." in written(copy)
 
 
 def test_the_page_says_what_was_measured_and_configured(copy):

@@ -192,15 +192,17 @@ def test_gone_back_to_an_older_checkpoint(whole, tmp_path, capsys):
     train(new(tmp_path / "a", replace(CONFIG, seed=1)))
     known = contents(tmp_path / "a")
     older = tmp_path / "a" / "checkpoints" / "step-00000002.safetensors"
+    (measured := tmp_path / "a" / "evaluation.json").write_text('{"step": 3}')
     newer = sorted(path.name for path in older.parent.iterdir() if path.name > older.name)
     with loop.Run.resume(older, options=OPTIONS) as run:
         said = f"note: back at {older.name}: what came after it is deleted ({', '.join(newer)})\n"
         assert newer and capsys.readouterr().err == said
         assert run.training.step == 2 and len(runs.read_log(tmp_path / "a")) == 2
-        assert [path.name for path in older.parent.iterdir()] == [older.name]
+        assert [path.name for path in older.parent.iterdir()] == [older.name] and not measured.exists()
         assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir())[-1] == "step-00000002.png"
     assert known != contents(whole)
-    assert contents(train(loop.Run.resume(tmp_path / "a", options=OPTIONS))) == known
+    measured.write_text('{"step": 2}')
+    assert contents(train(loop.Run.resume(tmp_path / "a", options=OPTIONS))) == known and measured.exists()
 
 
 def test_threads_do_not_matter(whole, tmp_path):
@@ -414,6 +416,22 @@ def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path):
     with pytest.raises(UsageError, match="a is not empty: --resume .* --force .* --out "), new(tmp_path / "a"):
         pytest.fail("it was opened")
     assert files(tmp_path / "a") == ["thesis.txt"]  # not even a lock
+
+
+def test_of_two_starts_in_an_empty_folder_the_later_one_leaves_the_run_of_the_other(tmp_path, monkeypatch):
+    """The other one begins and ends between the later one's look into the folder and its lock."""
+    (tmp_path / "a").mkdir()
+    make = loop.Run.__init__
+
+    def meanwhile(self, *args, **kwargs):
+        monkeypatch.setattr(loop.Run, "__init__", make)
+        train(new(tmp_path / "a"))
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop.Run, "__init__", meanwhile)
+    with pytest.raises(UsageError, match="a is not empty"), new(tmp_path / "a"):
+        pytest.fail("it was opened")
+    assert len(runs.read_log(tmp_path / "a")) == CONFIG.steps
 
 
 def test_interrupted_while_it_begins_in_an_empty_folder_it_leaves_that_empty(tmp_path, monkeypatch):

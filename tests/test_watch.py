@@ -75,7 +75,6 @@ def test_a_run_that_is_deleted_or_replaced_meanwhile(copy):
 
 def test_a_run_of_another_version_one_without_checkpoints_and_one_that_is_resumed(copy):
     tensors, about = checkpoint.load(newest := copy / "checkpoints" / "step-00000003.safetensors")
-    about = {key: value for key, value in about.items() if key not in ("format", "sha256")}
     config = json.loads(about["config"])
     with serving(watch.Watch(copy).routes()) as page:
         minisagan("train", "--resume", copy, "--steps", 5, "--threads", 1)
@@ -98,6 +97,11 @@ def test_how_a_run_stands(copy):
     stands = lambda later: watch.standing(copy, written + later)
     assert stands(0) == "training: step 200 of 1,000, 40 images/s, 3 min 20 s left"
     assert stands(10) == "training: step 200 of 1,000, 40 images/s, 3 min 10 s left"
+    assert stands(59).startswith("training") and stands(61).startswith("at rest")
+    slow = [{"step": step, "seconds": 30 * step} for step in range(10, 201, 10)]  # 50 such steps may be silent
+    (copy / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in slow))
+    assert stands(1490).startswith("training") and stands(1510).startswith("at rest")
+    (copy / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert stands(7200) == "at rest: step 200 of 1,000, 50 s of training; no news for 2 h 00 min"
     whole = json.dumps({"step": 1000, "seconds": 250.0}) + "\n"
     (copy / "log.jsonl").write_text(whole)
@@ -106,7 +110,6 @@ def test_how_a_run_stands(copy):
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "log.jsonl").write_text('{"step": 1, "seconds": 0.25}\n')
     tensors, about = checkpoint.load(newest := copy / "checkpoints" / "step-00000003.safetensors")
-    about = {key: value for key, value in about.items() if key not in ("format", "sha256")}
     checkpoint.save(newest, tensors, about | {"seconds": "62.5"})
     assert stands(0) == "done: all 3 steps, after 1 min 02 s of training"
     config["config"]["steps"] = 1000

@@ -90,7 +90,7 @@ def train(**run):
                     rows[-1] |= {f"grad_{net}": norm, f"sigma_{net}": middle, f"largest_{net}": max(found)}
                 norms.clear()
     except Diverged:
-        missing = range(every * (len(rows) + 1), steps + 1, every)
+        missing = [*range(every * (len(rows) + 1), steps, every), steps]
         rows += [dict.fromkeys(COLUMNS, np.nan) | {"step": step, "seconds": clock.seconds} for step in missing]
     return {name: [rounded(row[name]) for row in rows] for name in COLUMNS}
 

@@ -36,7 +36,11 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
     judge = Judge(runs.load_data(config, about, run, data_dir, dataset), count, seed, data_dir)
     count, real = judge.count, len(judge.train_indices)
     if real < count:
-        click.echo(f"note: real are {real:,} images, and fewer than {count:,} have a larger distance by that", err=True)
+        click.echo(
+            f"note: only {real:,} training images stand for real ones beside {count:,} generated: "
+            "that alone makes their distance larger",
+            err=True,
+        )
     classes = judge.labels if config.architecture.classes else None
     images, asked = draw(generator, count, classes, seed, about["image_size"])
     found, floor = judge.measure(images, asked), judge.floor()

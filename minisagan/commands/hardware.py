@@ -93,8 +93,8 @@ def describe(where):
 
 
 @contextmanager
-def memory(batch_size):
-    """Says, if a GPU's memory does not suffice for what happens inside, how much was asked for, and by what."""
+def memory(batch_size, remedy):
+    """Says, if a GPU's memory does not suffice for what happens inside, how much was asked for, and what helps."""
     try:
         yield
     except MemoryError as error:
@@ -102,7 +102,7 @@ def memory(batch_size):
             raise
         raise Fault(
             f"the GPU's memory is too small for a batch of {batch_size} with these networks: "
-            f"{str(error).rstrip('.')}. A smaller --batch-size, --width or --size needs less, as does --accumulate"
+            f"{str(error).rstrip('.')}. {remedy}"
         ) from error
 
 

@@ -42,7 +42,7 @@ def command(run, along, count, classes, seed, truncation, steps, output):
     film = choices.check_suffix("-o", output, ".gif", ".png") == ".gif"
     generator, config, about, file = runs.load_generator(run)
     chosen = choices.classes(classes, about["classes"], config.architecture.classes)
-    z = latents(generator, count, seed, truncation)  # (latents, D); of too many, this says so
+    z = latents(generator, count, seed, truncation)  # (latents, D); of too many for the memory, this says so
     legible = pictures.legible({k: about["classes"][k] for k in chosen or ()})
     names = {"latents": [f"z{k}" for k in range(count)], "classes": list(legible.values())}
     if along == "classes" and chosen is None:

@@ -34,14 +34,14 @@ def command(run, count, classes, seed, truncation, output, where):
     chosen = choices.classes(classes, about["classes"], config.architecture.classes)
     if hardware.choose(where) != "cpu":
         generator.to(cuda.cupy().empty(0))
-    with hardware.memory(BATCH):
+    with hardware.memory(BATCH, "--device cpu has more"):
         images, labels = draw(generator, count, chosen, seed, about["image_size"], truncation)
     write(Path(output), images, labels, chosen and {k: about["classes"][k] for k in chosen})
     click.echo(f"{output}: {count} images of {images.shape[1]}x{images.shape[2]} by {file}")
 
 
 def _writer(output):
-    """What writes to `output`; UsageError before anything is drawn if that can't be."""
+    """What writes to `output`; UsageError or Fault before anything is drawn if that can't be."""
     suffix = "" if output.endswith("/") or Path(output).is_dir() else Path(output).suffix
     if suffix not in (".png", ".npz", ""):
         raise UsageError(f"-o {output}: not .png, .npz or the name of a folder (NAME/)")

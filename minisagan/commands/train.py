@@ -174,7 +174,8 @@ def command(
         folder = out or Path("runs", Path(config.dataset).name)
         opened = loop.Run.create(folder, config, dataset, options, force, data_dir, not out, init_from, **on)
 
-    room = hardware.memory(config.batch_size)
+    less = "A smaller --batch-size, --width or --size needs less, as does --accumulate"
+    room = hardware.memory(config.batch_size, less)
     with ended_at_once(), room, opened as run, watched(run, watch), interrupts() as caught:
         _introduce(run, where)
         done, late, collapsed, noted = run.training.step, False, None, False

@@ -42,6 +42,10 @@ class Dataset:
     skipped: tuple = ()
     origin: tuple | None = None
 
+    def __post_init__(self):
+        if self.images.dtype != np.uint8:
+            raise ValueError(f"{self.name}: images are uint8, from 0 to 255, not {self.images.dtype}")
+
     @property
     def size(self):
         """The networks' image size: the images' own, or the next larger one that networks have (32 for 28)."""
@@ -79,9 +83,11 @@ def is_path(name):
 
 def find(name, where):
     """A file of the named set in the data folder, or None if it is not there: nothing is downloaded."""
-    from minisagan.data import cifar, idx
+    from minisagan.data import arrays, cifar, idx
     from minisagan.data.places import locate
 
+    if name.startswith("emnist-"):
+        return arrays.find(name, where)
     files = [cifar.FILE, cifar.MEMBERS["train"][0]]
     return locate(where, name, files if name == "cifar10" else idx.spellings("train-images-idx3-ubyte"))
 

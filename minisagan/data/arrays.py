@@ -45,10 +45,15 @@ def load(path, where):
         ((stem, file),) = sets.items()
         return _idx(file, stem)
     stem = f"{path}-train-"
-    file = locate(where, "emnist", spellings(f"{stem}images-idx3-ubyte"))
+    file = find(str(path), where)
     if not file:
         raise DataError(f"{where}: no {stem}images-idx3-ubyte in it, in emnist/ or in EMNIST/raw/: put it there")
     return _idx(file, stem)
+
+
+def find(name, where):
+    """The training images of emnist-NAME in the data folder, or None."""
+    return locate(where, "emnist", spellings(f"{name}-train-images-idx3-ubyte"))
 
 
 def _sets(folder):

@@ -22,8 +22,8 @@ from minisagan.errors import UsageError
 from minisagan.look import pictures
 from minisagan.measures import attended
 from minisagan.models import Generator
+from minisagan.sampling import BATCH
 
-BATCH = 16
 CELL = 112  # the least width of an image in the figure, in pixels
 COLOURS = tuple(pictures.SERIES[k] for k in (1, 5, 3, 4, 2, 0))  # of the points: first those that stand out on viridis
 POINTS = 3  # in each image, if none are asked for
@@ -56,7 +56,7 @@ def without(network):
 
 @contextmanager
 def gamma_times(network, factor):
-    """Inside, gamma is so many times its value; yields it."""
+    """Inside, gamma is `factor` times its own value; yields that product."""
     gamma = network.attention.gamma
     before = gamma.data.copy()
     gamma.data[...] = factor * before

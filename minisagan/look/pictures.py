@@ -5,6 +5,7 @@ What is marked has the colours of Okabe and Ito (2008), which colour-blind reade
 (Smith and van der Walt, 2015), which rises evenly in lightness.
 """
 
+import base64
 import contextlib
 import io
 import os
@@ -161,6 +162,11 @@ def png(image):
     """The bytes of a PNG file of uint8 (H, W, C)."""
     x = _checked(image, 3)
     return iio.imwrite("<bytes>", x[..., 0] if x.shape[-1] == 1 else x, plugin="pillow", extension=".png")
+
+
+def uri(data, kind):
+    """The bytes of a file of this kind ("png", "gif") as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _image(x):

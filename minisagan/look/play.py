@@ -1,10 +1,10 @@
 """A page to touch a run's networks: draw with the generator, turn gamma, and see where a point looks.
 
 A request says all of what it asks (`Asked`), so the server remembers nothing but what it computed last. The generator's
-images are those of `minisagan sample`: of class k at seed s, the first ones of --classes k --seed s.
+images are those of `minisagan sample`: of class k at seed s, the first ones of --classes k --seed s; at 128 and 256
+pixels to rounding, as there are fewer at a time.
 """
 
-import base64
 import re
 import threading
 import time
@@ -26,7 +26,7 @@ from minisagan.sampling import BATCH, generate, latents
 COUNTS = {32: BATCH, 64: BATCH, 128: 8, 256: 4}  # images at a time, by the networks' size
 WIDE = 320  # the least width of the picture with a map, in pixels
 GREATEST = 5  # weights that are told with a map
-LOADED = 4  # networks that are kept in memory: two of each kind
+LOADED = 4  # networks, and answers, that are kept: G and D of two steps, which a page may show in turn
 WAITING = 8  # requests at a time: a page has one, but those whose sender went away are computed, too
 
 
@@ -207,7 +207,7 @@ class Play:
         name, where = self.config.dataset, data.data_folder(self.data_dir)
         if data.is_path(name):
             return "" if Path(name).exists() else f"{name} is not there"
-        there = name == "drawn-digits" or name not in data.NAMES or where and data.find(name, where)
+        there = name == "drawn-digits" or where and data.find(name, where)
         return "" if there else f"{name} is not in {where or 'a data folder'}: --data-dir names another folder"
 
     def _data(self):
@@ -233,4 +233,4 @@ def _checkpoints(folder):
 
 
 def _uri(image):
-    return "data:image/png;base64," + base64.b64encode(pictures.png(image)).decode()
+    return pictures.uri(pictures.png(image), "png")

@@ -4,7 +4,6 @@ The page needs nothing else: pictures are data URIs, curves inline SVG, style a 
 Its colours follow the reader's light or dark setting, its columns the width of the window.
 """
 
-import base64
 import html
 import json
 from functools import cached_property
@@ -16,6 +15,7 @@ from minisagan import variety
 from minisagan.errors import DataError, UsageError
 from minisagan.judge import evaluation
 from minisagan.look import attention_maps, pictures, plot
+from minisagan.look.words import duration
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.sampling import latents
@@ -86,10 +86,10 @@ def trouble(name, error):
 
 
 def _title(report):
-    minutes = float(report.metadata["seconds"]) / 60
+    spent = duration(float(report.metadata["seconds"]))
     return (
         f"<h1>{html.escape(report.title)}</h1>\n"
-        f'<p class="soft">minisagan, after {minutes:.1f} minutes of training</p>'
+        f'<p class="soft">minisagan, after {spent} of training</p>'
     )
 
 
@@ -106,11 +106,7 @@ def _card(title, inside, wide=False):
 
 
 def _image(data, kind, alt):
-    return f'<img src="{_uri(data, kind)}" alt="{html.escape(alt)}">'
-
-
-def _uri(data, kind):
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<img src="{pictures.uri(data, kind)}" alt="{html.escape(alt)}">'
 
 
 def _pictures(report):
@@ -123,7 +119,7 @@ def _pictures(report):
     if film.is_file():
         inside = _image(film.read_bytes(), "gif", "the samples during training, as a film")
         if frames:  # for those who want nothing to move
-            still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{_uri(last, "png")}">'
+            still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{pictures.uri(last, "png")}">'
             inside = f"<picture>{still}{inside}</picture>"
         cards.append(_card("The way there", inside))
     rows = ", a row for each class" if cards and report.loaded[1].architecture.classes else ""
@@ -222,8 +218,12 @@ def _facts(report):
         "classes": ", ".join(map(str, about["classes"])),
         **{f"sha256 of {name}": value for name, value in about["hashes"].items()},
     }
+    more = runs.recorded(report.folder).keys() & {"init_from", "changes"}
+    replay = "replays the run"
+    if more:
+        replay = f"does not replay the run by itself: {' and '.join(sorted(more))} in it say why"
     return _section(
-        "configuration", "Configuration", f"Of {html.escape(str(file))}. config.json beside the log replays the run.",
+        "configuration", "Configuration", f"Of {html.escape(str(file))}. config.json beside the log {replay}.",
         _card("Training", _table(values)), _card("Networks", _table(arch)),
         _card("Data", _table(dataset)), _card("Versions", _table(json.loads(report.metadata["versions"]))),
     )  # fmt: skip

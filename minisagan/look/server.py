@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def _body(self):
-        """The body's bytes, none for a GET; UsageError if it is too long or does not say how long it is."""
+        """The body's bytes, none if no length is said; UsageError if it is too long or does not say how long it is."""
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not re.fullmatch(r"\d{1,12}", length):
             raise UsageError("a body has to say its length")

@@ -15,9 +15,11 @@ from minisagan.look import report, server
 from minisagan.look.words import duration
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
+from minisagan.run.loop import LOG_EVERY
 
 RECENT = 10  # records of the log that the speed is taken from
-SILENCE = 60.0  # seconds without a record after which a training counts as stopped, if it was not slower before
+SILENCE = 60.0  # seconds without a record after which a training counts as stopped, unless its steps take as long:
+LATE = 5  # times the time between two regular records must then be over
 
 
 class Watch:
@@ -81,7 +83,7 @@ def standing(folder, now=None):
     if max(saved, last["step"]) >= steps:
         return f"done: all {steps:,} steps, after {duration(max(seconds, last['seconds']))} of training"
     each = spent / done if done > 0 else last["seconds"] / last["step"]
-    if silent > max(SILENCE, 50 * each):
+    if silent > max(SILENCE, LATE * LOG_EVERY * each):
         return f"at rest: {where}, {duration(last['seconds'])} of training; no news for {duration(silent)}"
     left = duration(each * (steps - last["step"]) - silent)
     collapsed = "; the generator has collapsed" if variety.collapse(log) else ""

@@ -37,7 +37,8 @@ def attend(query, key, value):
     Equal to softmax(query @ key^T, axis=2) @ value, with which a training step at 32x32 takes 9 % longer.
     """
     q, k, v = query.data, key.data, value.data
-    if not len(q) == len(k) == len(v) or q.shape[2] != k.shape[2] or k.shape[1] != v.shape[1]:
+    stacks = q.ndim == k.ndim == v.ndim == 3 and len(q) == len(k) == len(v)
+    if not (stacks and q.shape[2] == k.shape[2] and k.shape[1] == v.shape[1]):
         raise ValueError(f"attend takes (N, J, d), (N, I, d), (N, I, e), not {q.shape}, {k.shape}, {v.shape}")
     o, beta = attend_forward(q, k, v)
     return Tensor(o, (query, key, value), lambda g, needs: attend_backward(g, q, k, v, o, beta), "attend")

@@ -31,7 +31,7 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
     `rest`, of y's shape or up-sampled to it, is added; with `relu`, x stands for max(x, 0), and dx is 0 unless x > 0.
     dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g.
     """
-    kh, kw = w.shape[:2]
+    kh, kw = w.shape[:2] if w.ndim == 4 else (1, 1)  # else `convolution` says so
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
         raise ValueError(f"conv takes odd kernels and stride 1 or 2, not {kh}x{kw} and {stride}")
     xd, wd, at = x.data, w.data, (stride, kh // 2, kw // 2)  # stride, top, left
@@ -48,7 +48,7 @@ def convolution(name, inputs, relu, forward, dx, dw_db):
     """The Tensor of forward(x, bias, rest, relu); for its backward pass dw_db(g), as `outer` gives it, and dx(g, rest,
     gate): the gate is x with `relu`, else None."""
     x, w, b, _ = inputs
-    if x.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
+    if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
         shapes = ", ".join(str(p.shape) for p in inputs[:3] if p is not None)
         raise ValueError(f"a convolution takes x (N, H, W, C), w (kh, kw, C, O) and b (O,), not {shapes}")
     x, bias, rest = (p if p is None else p.data for p in (x, b, inputs[3]))

@@ -29,8 +29,10 @@ def embeddings(tables, labels):
 
 
 def check_labels(labels, classes):
-    """The labels as an array; ValueError unless all of them are integers in [0, classes)."""
+    """The labels as an array (N,); ValueError unless all of them are integers in [0, classes)."""
     labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels are one for each image, (N,), not {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be integers in [0, {classes}), not {labels.dtype}")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:

@@ -23,7 +23,7 @@ def hinge_discriminator(scores):
 
 def hinge_generator(scores):
     """L_G of the scores (n,) of fakes."""
-    if scores.ndim != 1:
+    if scores.ndim != 1 or not len(scores.data):
         raise ValueError(f"hinge_generator takes scores (n,), not {scores.shape}")
     x = scores.data
     return Tensor(generator_forward(x), (scores,), lambda g, needs: (generator_backward(x, g),), "hinge_generator")

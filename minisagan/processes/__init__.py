@@ -132,7 +132,7 @@ def checked(count, batch_size, parts, batch="a batch of {}"):
 
 @contextmanager
 def member(group):
-    """Inside, this process is one of `group`, which has parts, rank, world, exchange, publish and complete."""
+    """Inside, this process is one of `group`, which has what the functions above ask of `_group`."""
     global _group
     before, _group = _group, group
     try:

@@ -1,5 +1,6 @@
 """What a run wrote: its newest and its best checkpoint, their networks, its data, its log, its pictures."""
 
+import contextlib
 import json
 import os
 import platform
@@ -47,7 +48,7 @@ def note_unreadable(file):
 
 
 def note_left_behind(file):
-    """Say on stderr which checkpoints go if the run goes on from `file`, which is none of its last."""
+    """Say on stderr which checkpoints are deleted when the run goes on from the older `file`."""
     if left := _newer(file):
         print(f"note: back at {file.name}: what came after it is deleted ({', '.join(left)})", file=sys.stderr)
 
@@ -248,6 +249,14 @@ def about_data(dataset):
 def _difference(then, now):
     keys = [key for key in now | then if then.get(key) != now.get(key)]
     return "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)[:400]
+
+
+def clear_evaluation(folder, after):
+    """Delete evaluation.json if it is of a step `after` this one, which the run has not made any more."""
+    path = folder / "evaluation.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, or none of evaluate's
+        if int(json.loads(path.read_text())["step"]) > after:
+            path.unlink()
 
 
 def clear(folder, names=OURS, after=-1):

@@ -50,8 +50,8 @@ class Run:
             run.finish()
 
     With `evaluate_every` some images are measured every so many steps, and the checkpoint of the least Frechet distance
-    is written and kept, too; that needs the data set's test images, and its classifier. `where` (gpu, graph) is
-    Training's: a run may go on where it did not begin.
+    is written and kept, too; that needs the data set's test images, and its classifier. `where` (gpu, graph,
+    processes) is Training's: a run may go on where it did not begin.
     """
 
     def __init__(self, folder, training, seconds=0.0, options=USUAL, data_dir=None):
@@ -81,11 +81,8 @@ class Run:
         notes = {"init_from": runs.take_weights(init_from, training)} if init_from else {}
         new = numbered or not folder.exists()
         try:
-            if not (new or force) and any(path.name != "lock" for path in folder.iterdir()):
-                raise UsageError(
-                    f"{folder} is not empty: --resume {folder} goes on with a run, "
-                    "--force replaces it, --out names another folder"
-                )
+            if not (new or force):
+                _check_empty(folder)
             run = cls(folder, training, options=options, data_dir=data_dir)
             run.notes = notes
             if numbered:
@@ -95,6 +92,8 @@ class Run:
         except OSError as error:
             raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
         with locked(folder):
+            if not (new or force):
+                _check_empty(folder)  # again: another start may have filled it meanwhile
             try:
                 runs.clear(folder)
                 for name in ("checkpoints", "samples"):
@@ -160,6 +159,7 @@ class Run:
                 if not whole:
                     runs.note_left_behind(file)
                 runs.clear(folder, runs.STEP_FILES, after=step)
+                runs.clear_evaluation(folder, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
                     log.truncate(min(int(about["log_bytes"]), log.tell()))
@@ -296,6 +296,14 @@ class Run:
                 log.write(json.dumps(record) + "\n")
         except OSError as error:
             raise Fault(f"{self.folder / 'log.jsonl'}: cannot write the log: {error.strerror}") from error
+
+
+def _check_empty(folder):
+    if any(path.name != "lock" for path in folder.iterdir()):
+        raise UsageError(
+            f"{folder} is not empty: --resume {folder} goes on with a run, "
+            "--force replaces it, --out names another folder"
+        )
 
 
 def _next_free(folder):
