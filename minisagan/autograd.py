@@ -12,10 +12,10 @@ while the backward pass consumes them, and Python's cyclic collector is never ne
 ops: never write into it.
 
 A value that several ops use has as many cotangents, which are added. In place of one a vjp may return a function that
-adds it: f(rest) -> rest + the cotangent, or for None the cotangent alone. So whoever computes it can add while it
+adds it: f(so_far) -> so_far + the cotangent, or for None the cotangent alone. So whoever computes it can add while it
 stores its result, instead of another pass over memory:
 
-    y = Tensor(f(x.data), (x,), lambda g, needs: (lambda rest: g * df if rest is None else rest + g * df,))
+    y = Tensor(f(x.data), (x,), lambda g, needs: (lambda so_far: g * df if so_far is None else so_far + g * df,))
 """
 
 import threading
@@ -123,11 +123,11 @@ def grad(loss, wanted, cotangent=None):
             if need and dparent is None:
                 raise ValueError(f"{node.op or 'an op'}: its vjp gave None where `needs` asked for a cotangent")
             if need:
-                rest = held.get(id(parent))
+                so_far = held.get(id(parent))
                 if callable(dparent):
-                    held[id(parent)] = dparent(rest)
+                    held[id(parent)] = dparent(so_far)
                 else:
-                    held[id(parent)] = dparent if rest is None else rest + dparent
+                    held[id(parent)] = dparent if so_far is None else so_far + dparent
         node.parents, node.vjp = (), _WALKED
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 

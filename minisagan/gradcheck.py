@@ -94,7 +94,7 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
 
     The check also fails when f writes to its inputs or to the cotangent, when it returns gradients that are not
     finite, not of their input's shape or not float64, and when an input's cotangent is another one where it alone
-    is needed (`needs`), or where it is to be added to one that is there (autograd.py's f(rest); of inputs on the GPU
+    is needed (`needs`), or where it is to be added to one that is there (autograd.py's f(so_far); of inputs on the GPU
     that sum is made on the host). It raises ValueError, on one line, for inputs and functions that can not be
     checked; a wrong gradient raises nothing, see Result.passed.
 

@@ -133,10 +133,6 @@ class SelfAttention(Module):
         """gamma times the weight of `output`."""
         return self.gamma * self.output.weight() if self.gated is None else self.gated
 
-    def o(self, x):
-        """What attention adds to x before the gate: (N, H, W, C) -> (N, H, W, C)."""
-        return self.output(self.mixed(x))
-
     def mixed(self, x):
         """sum_i beta_ji value_i for each position j: (N, H, W, C) -> (N, H, W, C/2 or C/8)."""
         N, H, W, _ = x.shape

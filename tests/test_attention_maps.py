@@ -60,7 +60,7 @@ def test_beta_is_softmax_over_the_keys_and_what_attention_mixes_with(form, side)
     attention, x = layer(form), random(2, 4, 6, 16)
     with no_tape():
         query, key, value = (project(Tensor(x)).data for project in (attention.query, attention.key, attention.value))
-        beta, o = attention.beta(Tensor(x)).data, attention.o(Tensor(x)).data
+        beta, o = attention.beta(Tensor(x)).data, attention.output(attention.mixed(Tensor(x))).data
         y = attention(Tensor(x)).data
     windows = [(slice(h, h + side), slice(w, w + side)) for h in range(0, 4, side) for w in range(0, 6, side)]
     keys = np.stack([key[:, h, w].max((1, 2)) for h, w in windows], 1)  # (N, keys, 2): row by row

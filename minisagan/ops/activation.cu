@@ -11,10 +11,10 @@ extern "C" __global__ void relu(const real* __restrict__ x, real* __restrict__ y
   EACH_ELEMENT(i, size) y[i] = x[i] < 0 ? real(0) : x[i];
 }
 
-// dx = g where y > 0, else 0; plus the rest, if there is one.
+// dx = g where y > 0, else 0; plus what is there so far, if anything.
 extern "C" __global__ void relu_backward(const real* __restrict__ y, const real* __restrict__ g,
-                                         const real* __restrict__ rest, real* __restrict__ dx, int size) {
-  EACH_ELEMENT(i, size) dx[i] = (rest ? rest[i] : real(0)) + (y[i] > 0 ? g[i] : real(0));
+                                         const real* __restrict__ so_far, real* __restrict__ dx, int size) {
+  EACH_ELEMENT(i, size) dx[i] = (so_far ? so_far[i] : real(0)) + (y[i] > 0 ? g[i] : real(0));
 }
 
 // y = tanh(x).

@@ -15,7 +15,7 @@ def relu(x):
     """max(x, 0), element by element, any shape; the derivative at 0 is 0."""
     on = kinks.chosen(lambda: x.data > 0)  # None, except in a gradient check
     y = relu_forward(x.data) if on is None else x.data * on
-    return Tensor(y, (x,), lambda g, needs: (lambda rest: relu_backward(y, g, rest),), "relu")
+    return Tensor(y, (x,), lambda g, needs: (lambda so_far: relu_backward(y, g, so_far),), "relu")
 
 
 def tanh(x):
@@ -30,10 +30,10 @@ def relu_forward(x):
 
 
 @primitive
-def relu_backward(y, g, rest=None):
-    """dx, or rest + dx."""
+def relu_backward(y, g, so_far=None):
+    """dx, or so_far + dx."""
     dx = g * (y > 0)
-    return dx if rest is None else rest + dx
+    return dx if so_far is None else so_far + dx
 
 
 @primitive

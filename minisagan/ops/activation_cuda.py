@@ -13,8 +13,8 @@ def relu_forward(x):
     return _each("relu", x)
 
 
-def relu_backward(y, g, rest=None):
-    return _each("relu_backward", y, g, rest)
+def relu_backward(y, g, so_far=None):
+    return _each("relu_backward", y, g, so_far)
 
 
 def tanh_forward(x):

@@ -11,6 +11,6 @@ def relu_forward(x):
     return np.maximum(x, zeros, out=cpu.empty(x.shape, x.dtype))
 
 
-def relu_backward(y, g, rest=None):
+def relu_backward(y, g, so_far=None):
     dx = np.multiply(g, y > 0, out=cpu.empty(y.shape, y.dtype))
-    return dx if rest is None else np.add(dx, rest, out=dx)
+    return dx if so_far is None else np.add(dx, so_far, out=dx)

@@ -13,7 +13,7 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
 outer has one more row, db = sum_hw g[h, w]: b is the weight of a 1 that every position sees.
 
 The ReLU before a convolution, what a residual block adds to it (`rest`) and other cotangents of its x are taken along
-where x is read and a sum is stored: y = b + rest + gather(max(x, 0), w), dx = rest + [x > 0] scatter(g, w^T). So they
+where x is read and a sum is stored: y = b + rest + gather(max(x, 0), w), dx = so far + [x > 0] scatter(g, w^T). So they
 cost no pass over memory of their own.
 """
 
@@ -45,8 +45,11 @@ def conv(x, w, b=None, stride=1, rest=None, relu=False):
 
 
 def convolution(name, inputs, relu, forward, dx, dw_db):
-    """The Tensor of forward(x, bias, rest, relu); for its backward pass dw_db(g), as `outer` gives it, and dx(g, rest,
-    gate): the gate is x with `relu`, else None."""
+    """The Tensor of forward(x, bias, rest, relu).
+
+    For its backward pass it takes dw_db(g), as `outer` gives it, and dx(g, so_far, gate): the gate is x with `relu`,
+    else None.
+    """
     x, w, b, _ = inputs
     if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2] or (b is not None and b.shape != w.shape[3:]):
         shapes = ", ".join(str(p.shape) for p in inputs[:3] if p is not None)
@@ -60,7 +63,7 @@ def convolution(name, inputs, relu, forward, dx, dw_db):
     shape, given = w.shape, [p is not None for p in inputs]
 
     def vjp(g, needs):
-        found = [lambda rest: dx(g, rest, x if relu else None), None, None, sum_blocks(g, 1) if small else g]
+        found = [lambda so_far: dx(g, so_far, x if relu else None), None, None, sum_blocks(g, 1) if small else g]
         if any(needs[1 : 2 + given[2]]):  # w, and b if there is one
             rows = dw_db(g)
             found[1:3] = rows[:-1].reshape(shape), rows[-1]

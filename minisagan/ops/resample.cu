@@ -10,13 +10,13 @@ struct Block {
   __device__ int operator[](int k) const { return first + k / 2 * row + k % 2 * C; }
 };
 
-// large[2h + a, 2w + b] = factor small[h, w], plus the rest, if there is one
-extern "C" __global__ void repeat(real* large, const real* small, const real* rest, real factor, int count, int row,
+// large[2h + a, 2w + b] = factor small[h, w], plus what is there so far, if anything
+extern "C" __global__ void repeat(real* large, const real* small, const real* so_far, real factor, int count, int row,
                                   int C) {
   int i = THREAD;
   if (i >= count) return;
   Block block(i, row, C);
-  for (int k = 0; k < 4; k++) large[block[k]] = (rest ? rest[block[k]] : real(0)) + factor * small[i];
+  for (int k = 0; k < 4; k++) large[block[k]] = (so_far ? so_far[block[k]] : real(0)) + factor * small[i];
 }
 
 // small[h, w] = factor sum_ab large[2h + a, 2w + b]

@@ -22,7 +22,8 @@ def upsample(x):
 def avg_pool(x):
     """The mean of each 2x2 block: (N, H, W, C), H and W even -> (N, H/2, W/2, C)."""
     _check_even(x, "avg_pool")
-    return Tensor(sum_blocks(x.data, 0.25), (x,), lambda g, needs: (lambda rest: repeat(g, 0.25, rest),), "avg_pool")
+    y = sum_blocks(x.data, 0.25)
+    return Tensor(y, (x,), lambda g, needs: (lambda so_far: repeat(g, 0.25, so_far),), "avg_pool")
 
 
 def max_pool(x):
@@ -42,10 +43,10 @@ def corners(x):
 
 
 @primitive
-def repeat(x, factor, rest=None):
-    """factor x, each pixel repeated 2x2; or rest + that."""
+def repeat(x, factor, so_far=None):
+    """factor x, each pixel repeated 2x2; or so_far + that."""
     y = (factor * x).repeat(2, axis=1).repeat(2, axis=2)  # (N, 2H, 2W, C)
-    return y if rest is None else np.add(y, rest, out=y)
+    return y if so_far is None else np.add(y, so_far, out=y)
 
 
 @primitive

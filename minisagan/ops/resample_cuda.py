@@ -9,10 +9,10 @@ from minisagan import cuda
 kernels = cuda.Kernels(Path(__file__).with_name("resample.cu"))
 
 
-def repeat(x, factor, rest=None):
+def repeat(x, factor, so_far=None):
     N, H, W, C = x.shape
-    rest = rest if rest is None else cuda.cupy().ascontiguousarray(rest)
-    return _launch("repeat", x.shape, (N, 2 * H, 2 * W, C), x, rest, float(factor))
+    so_far = so_far if so_far is None else cuda.cupy().ascontiguousarray(so_far)
+    return _launch("repeat", x.shape, (N, 2 * H, 2 * W, C), x, so_far, float(factor))
 
 
 def sum_blocks(x, factor):

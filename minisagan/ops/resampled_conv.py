@@ -27,7 +27,7 @@ def up_conv(x, w, b=None):
     return convolution(
         "up_conv", (x, w, b, None), False,
         lambda x, bias, rest, _: smeared_scatter(x, v, bias, rest),
-        lambda g, rest, _: smeared_gather(g, swapped(v), None, rest),
+        lambda g, so_far, _: smeared_gather(g, swapped(v), None, so_far),
         lambda g: smeared_outer(g, xd, 1, True),
     )  # fmt: skip
 
