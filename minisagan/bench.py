@@ -40,18 +40,21 @@ def exchanged(team):
         "collect": lambda part, n: (n - len(part)) * part.itemsize,
     }
 
-    def counted(method, nbytes):
+    def counted(name):
+        method, nbytes = getattr(team, name), received[name]
+
         def call(*given):
             start = time.perf_counter()
             result = method(*given)
             found.seconds += time.perf_counter() - start
-            found.meetings += not (team.carries and isinstance(given[0], tuple) and not given[0])  # publish() of none
+            nobody = name == "publish" and team.carries and given == ((),)  # publish() of nothing, by message
+            found.meetings += not nobody
             found.nbytes += nbytes(*given)
             return result
 
         return call
 
-    meetings = {(team, name): counted(getattr(team, name), received[name]) for name in meetings_of(team)}
+    meetings = {(team, name): counted(name) for name in meetings_of(team)}
     with _replaced(meetings):
         yield found
 
