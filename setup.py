@@ -43,5 +43,5 @@ setup(
             *("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", "selenium>=4"),
         ],
     },
-    entry_points={"console_scripts": ["minisagan = minisagan.commands:cli"]},
+    entry_points={"console_scripts": ["minisagan = minisagan.__main__:main"]},
 )

@@ -45,6 +45,7 @@ class Team:
             threading.Thread(target=self._help, args=(start,), name="minisagan", daemon=True).start()
 
     def _help(self, start):
+        np.seterr(over="ignore", invalid="ignore", divide="ignore")  # the loop's own thread says what it is to say
         while True:
             start.acquire()
             if self.work is None:

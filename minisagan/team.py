@@ -70,7 +70,7 @@ def assemble(training, invited):
     # gradients are the most that they exchange, or batch norm's two numbers for each image and channel
     widest = config.architecture.generator_width(4) * config.batch_size * 8
     largest = max(training.adam_g.weights.nbytes, training.adam_d.weights.nbytes, widest)
-    forks = fork.Forks(training.processes, largest, training.steps, small(training), config.parts)
+    forks = fork.Forks(training.processes, largest, training.make_steps, small(training), config.parts)
     weakref.finalize(training, forks.close)
     return forks
 
@@ -121,7 +121,7 @@ def _take():
 
 
 def _follow(state, count, step):
-    _training.team.follow(_training.steps, state, count, step)
+    _training.team.follow(_training.make_steps, state, count, step)
 
 
 def _give():

@@ -134,10 +134,11 @@ class Training:
             raise ValueError(f"step {self.step} of {self.config.steps}: the rates have fallen to 0 then; see end_at")
         if self.broken:
             raise RuntimeError("interrupted in the middle of a step: make this training anew, from its last checkpoint")
-        if not self.team or self.team.ended:
-            self.team = team.assemble(self, self.invited)
-        self.broken = True
-        history = self.team.run(self.make_steps, count, self.step)  # (count, world, accumulate, len(LOSSES))
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what they lead to is seen below
+            if not self.team or self.team.ended:
+                self.team = team.assemble(self, self.invited)
+            self.broken = True
+            history = self.team.run(self.make_steps, count, self.step)  # (count, world, accumulate, len(LOSSES))
         history = cuda.to_host(history)
         self.step += count
         self.broken = False

@@ -63,7 +63,8 @@ def test_version(monkeypatch):
 
 def test_the_help_of_train_tells_where_the_paper_differs_and_what_depends_on_the_data():
     text = " ".join(minisagan("train", "--help")[0].split())
-    assert "Paper: 256. [default: (64)]" in text and "Paper: 0.0001. [default: (0.00045; photos 0.0004)]" in text
+    assert "Paper: 256. [default: (64)]" in text
+    assert "Paper: 0.0001. [default: (0.00045; drawn digits 0.0006; photos 0.0004)]" in text
     assert re.search(r"--width INTEGER .{,60}\[default: \(16; photos 32\)\]", text)
 
 
@@ -295,7 +296,7 @@ def test_minutes_alone_train_as_many_steps_as_fit(monkeypatch):
     stdout, _ = minisagan("train", *SMALL, "--minutes", 0.05, "--fall", 0.5, "--out", "x")
     step, steps = map(int, re.search(r"(?:step|all) (\d+)(?: of (\d+))?", stdout).groups(default=0))
     config = json.loads(Path("x/config.json").read_text())["config"]
-    assert config["steps"] == (steps or step) != RECIPES["digits"]["steps"] and config["fall"] == 0.5 and step > 3
+    assert config["steps"] == (steps or step) != RECIPES["drawn-digits"]["steps"] and config["fall"] == 0.5 and step > 3
     now = iter([10.0, 10.5, 11.0, 12.0])
     monkeypatch.setattr(train.time, "monotonic", lambda: next(now))
     reckon = train.Reckoning(110.0)

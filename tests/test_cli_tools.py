@@ -3,13 +3,18 @@
 import json
 import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import command_line
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from command_line import SMALL, minisagan, refused
+from command_line import ROOT, SMALL, minisagan, refused, start
 
 from minisagan import selfcheck
 from minisagan.autograd import Tensor
@@ -135,7 +140,21 @@ def test_samples_that_cannot_be_written(run, name, tmp_path):
 # inspect, gradcheck, doctor
 
 
-def test_inspect_shows_what_is_there(run):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_something_is_written_leaves_nothing_of_it(run, number):
+    kill = "from minisagan.look import pictures; import os; pictures.png = lambda x: os.kill(os.getpid(), {}); "
+    with start("sample", run, "--count", 2, "-o", "x.png", extra=kill.format(int(number))) as child:
+        child.communicate(timeout=120)
+    assert child.returncode == 128 + number and list(Path().iterdir()) == []
+
+
+def test_without_a_stderr_it_works_all_the_same(run):
+    command = f"{shlex.quote(sys.executable)} -m minisagan sample {shlex.quote(str(run))} --count 2 -o x.png 2>&-"
+    subprocess.run(command, shell=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    assert Path("x.png").is_file()
+
+
+def test_inspect_shows_what_is_there(run, monkeypatch):
     facts = json.loads(minisagan("inspect", run, "--json", "--tensors")[0])
     G = Generator(Architecture(width=8))
     assert facts["step"] == 3 and facts["config"]["architecture"]["width"] == 8 and facts["log"]["step"] == 1
@@ -145,6 +164,8 @@ def test_inspect_shows_what_is_there(run):
     text = minisagan("inspect", run)[0]
     assert "step        3 of 3" in text and f"{facts['parameters']['D']:,} in D" in text and "G.input.w" not in text
     assert "G.input.w  128x512  float32" in minisagan("inspect", run, "--tensors")[0]
+    monkeypatch.chdir(run / "checkpoints")
+    assert json.loads(minisagan("inspect", "step-00000003.safetensors", "--json")[0])["log"] == facts["log"]
 
 
 def test_inspect_finds_damage_and_train_and_sample_refuse_it(run):

@@ -195,6 +195,16 @@ def test_folders_of_one_class_gone_or_changed(tmp_path):
     assert f"{folder}: the images that run was trained on are not there" in refused("evaluate", "run", code=3)
 
 
+def test_what_was_measured_is_written_even_if_nobody_reads_it(copy, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    (copy / "evaluation.json").unlink(missing_ok=True)
+    monkeypatch.setattr("minisagan.commands.evaluate._show", gone)
+    minisagan("evaluate", copy, "--count", 150, code=1)
+    assert json.loads((copy / "evaluation.json").read_text())["count"] == 150
+
+
 def test_a_run_that_can_not_be_written(copy, monkeypatch):
     (copy / "evaluation.json").unlink(missing_ok=True)
     (copy / "evaluation.json").mkdir()

@@ -64,7 +64,7 @@ def test_what_is_no_image_is_counted_and_named(pets, load):
     dataset, said = load(pets)
     assert len(dataset) == 4 and dataset.classes == ("cat", "dog")
     assert "4 files are no images that can be read: bird/d.txt, cat/a.heic, cat/b.heic, cat/c.heic" in said
-    assert "pip install pillow-heif" in said and "no image is left of class bird" in said
+    assert "pip install pillow-heif" in said and "no image in class bird" in said
     assert load(pets)[1] == said  # of the cache, too
     with pytest.raises(DataError, match="4 files would be left out, which --strict forbids: bird/d.txt"):
         load(pets, strict=True)
@@ -299,6 +299,7 @@ def test_a_list_of_labels_in_the_folder_is_nothing_left_out(tmp_path, load):
         ('{"a.png": null}', "a.png has no label"),
         ("a.png,cat\na.png,dog\n", "a.png has two labels"),
         ("a.png,\n", "a.png has no label"),
+        ('{"a.png": "cat", "a.png": "dog"}', "a name stands in it twice"),
         ("", "it names no file"),
     ],
 )
@@ -393,3 +394,31 @@ def test_added_removed_and_changed_files_are_noticed(pets, load):
     assert len(before) == 4
     paint(pets / "cat" / "1.png", (1, 2, 3))
     assert load(pets)[0].hashes != before.hashes
+
+
+def test_a_class_without_files_is_named(pets, load):
+    (pets / "eel" / "old").mkdir(parents=True)
+    dataset, said = load(pets)
+    assert dataset.classes == ("cat", "dog") and said == f"note: {pets}: no image in class eel\n"
+
+
+def test_a_newline_in_a_name_does_not_end_the_line(pets, load):
+    (pets / "cat" / "a\nb.txt").write_text("no image")
+    assert load(pets)[1] == f"note: {pets}: 1 file is no image that can be read: cat{os.sep}a\\nb.txt\n"
+
+
+def test_what_could_not_be_opened_is_tried_again(pets, load, monkeypatch):
+    """Not only is a refusal of the system forgotten: of two caches of one list of files the old one goes."""
+    real, refusal = decode.decode, (None, "[Errno 13] Permission denied: x")
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "decode", lambda path, *how: refusal if path.endswith("1.png") else real(path, *how))
+        assert len(load(pets, skip_unreadable=True)[0]) == 2
+    dataset, said = load(pets)
+    assert len(dataset) == 4 and said == ""
+    assert len(list((pets.parent / "data" / "folder-cache").glob("*.npy"))) == 1
+
+
+def test_other_formats_are_another_cache(pets, load, monkeypatch):
+    before = pixels.key(pets, ["cat/0.png"], (32, 32, 3), "crop")
+    monkeypatch.setattr(pixels, "FORMATS", [*pixels.FORMATS, "NEW"])
+    assert pixels.key(pets, ["cat/0.png"], (32, 32, 3), "crop") != before

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import command_line
 import numpy as np
@@ -103,6 +104,8 @@ def test_emnist_by_name_is_upright(tmp_path, place):
         (b"", "not an IDX file of uint8 or int32, it starts with b''$"),
         (b"\0\0\x0d\x03" + bytes(12), "not an IDX file of uint8 or int32"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "16 bytes do not fit its header's shape"),
+        (b"\0\0\x08\x64" + bytes(400), "not an IDX file of 100-d uint8"),
+        (gzip.compress(bytes(100), mtime=0)[:-9], r"cannot be read \(Compressed file ended.*\)$"),
     ],
 )
 def test_idx_files_of_ones_own_that_are_none(tmp_path, content, message):
@@ -175,6 +178,23 @@ def test_npz_with_texts_or_nothing_for_labels(tmp_path):
 def test_npz_that_is_no_data(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
+        data.load(str(tmp_path / "a.npz"), tmp_path)
+
+
+def test_hostile_npz(tmp_path):
+    for name, content in (
+        ("huge", b"{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000000, 28, 28)}"),
+        ("beyond", b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d,)}" % 2**70),
+        ("torn", b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,"),
+    ):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+            header = content.ljust(117) + b"\n"
+            file.writestr("images.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+        with pytest.raises(DataError, match="a.npz: cannot be read as an .npz file"):
+            pytest.fail(f"{name}: {data.load(str(tmp_path / 'a.npz'), tmp_path)}")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("images", b"no array")
+    with pytest.raises(DataError, match="cannot be read as an .npz file .images is no array"):
         data.load(str(tmp_path / "a.npz"), tmp_path)
 
 

@@ -121,7 +121,7 @@ def lives(pid):
 
 
 @pytest.mark.skipif(not os.path.exists(f"/proc/self/task/{os.getpid()}/children"), reason="no /proc with children")
-@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", -15), ("SIGHUP", -1), ("SIGKILL", -9)])
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGKILL", -9)])
 @pytest.mark.parametrize("group", [False, True])  # the terminal sends Ctrl-C to all
 def test_no_process_is_left_and_what_is_decoded_stays(tmp_path, name, code, group):
     (tmp_path / "set").mkdir()

@@ -234,8 +234,11 @@ def test_a_configuration_replayed_gives_the_same_weights(whole, tmp_path):
     assert log[0]["loss_d"] == runs.read_log(whole)[0]["loss_d"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', *(
-    f'{{"config": {config}, "data": {{}}}}' for config in ('{"warp": 9}', '{"lr_g": "fast"}', '{"lr_g": NaN}', "3")
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"config": {}}', *(
+    f'{{"config": {config}, "data": {{}}}}' for config in (
+        '{"warp": 9}', '{"lr_g": "fast"}', '{"flip": "no"}', '{"d_steps": 1.0}', '{"seed": true}', '{"dataset": null}',
+        '{"architecture": {"latent": 16.0}}', '{"lr_g": NaN}', "3"
+    )
 )])  # fmt: skip
 def test_a_damaged_configuration_is_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
@@ -255,7 +258,7 @@ def test_other_rates_hold_from_there_on_and_are_recorded(tmp_path):
     about = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (about["config"]["lr_g"], about["config"]["lr_d"], about["config"]["steps"]) == (1e-5, 2.4e-3, 5)
     assert about["changes"] == [
-        {"after_step": 2, "was": {"lr_g": 4.5e-4, "steps": 2}, "is": {"lr_g": 1e-5, "steps": 4}},
+        {"after_step": 2, "was": {"lr_g": 6e-4, "steps": 2}, "is": {"lr_g": 1e-5, "steps": 4}},
         {"after_step": 4, "was": {"steps": 4}, "is": {"steps": 5}},  # in the middle of their fall
     ]
     assert [(r["step"], r.get("lr_g")) for r in runs.read_log(tmp_path / "a")][2:] == [(3, 1e-5), (4, None), (5, None)]
@@ -447,7 +450,8 @@ def test_interrupted_while_it_begins_in_an_empty_folder_it_leaves_that_empty(tmp
 def test_force_deletes_only_what_a_run_wrote(tmp_path):
     train(new(tmp_path / "a"))
     known = files(tmp_path / "a")
-    mine = "thesis.txt", "samples/me.png", "checkpoints/best.safetensors.bak"
+    mine = "thesis.txt", "samples/me.png", "checkpoints/best.safetensors.bak", "samples/step-00000002 (copy).png"
+    mine += ("checkpoints/step-00000002-good.safetensors",)
     for name in mine:
         (tmp_path / "a" / name).write_text(name)
     train(new(tmp_path / "a", replace(CONFIG, steps=1, seed=1), force=True))
@@ -457,6 +461,73 @@ def test_force_deletes_only_what_a_run_wrote(tmp_path):
                                  "checkpoints/step-00000000.safetensors"}  # fmt: skip
     assert not any("00000002" in name or "00000006" in name for name in left)
     assert [record["step"] for record in runs.read_log(tmp_path / "a")] == [1]
+
+
+def test_force_replaces_nothing_but_runs(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"my": "app"}')
+    with pytest.raises(UsageError, match="holds files, but no run that --force could replace"):
+        train(new(tmp_path / "a", force=True))
+    assert files(tmp_path / "a") == ["config.json"]
+
+
+def test_copies_of_checkpoints_and_pictures_are_somebodys_own(whole, tmp_path):
+    run = Path(shutil.copytree(whole, tmp_path / "a"))
+    (newest,) = (run / "checkpoints").glob("step-00000006.safetensors")
+    mine = [newest.with_stem(f"{newest.stem}-good"), run / "samples" / "step-00000006 (copy).png"]
+    for path in mine:
+        shutil.copy(newest, path)
+    train(loop.Run.resume(run, steps=9, options=OPTIONS._replace(keep=1)))
+    assert all(path.exists() for path in mine)
+    assert not newest.exists()
+
+
+def test_going_back_names_what_is_deleted_whatever_the_checkpoint_is_called(whole, tmp_path, capsys):
+    run = Path(shutil.copytree(whole, tmp_path / "a"))
+    newest = runs.find(run)
+    shutil.copy(newest, run / "checkpoints" / "good.safetensors")
+    with loop.Run.resume(run / "checkpoints" / "good.safetensors", options=OPTIONS):
+        assert capsys.readouterr().err == "" and newest.exists()
+    older = sorted((run / "checkpoints").glob("step-*"))[0].rename(run / "checkpoints" / "vorher.safetensors")
+    with loop.Run.resume(older, options=OPTIONS):
+        assert f"back at {older.name}: what came after it is deleted (" in (said := capsys.readouterr().err)
+        assert newest.name in said and not newest.exists()
+
+
+def test_a_checkpoint_that_the_system_refuses_is_not_taken_for_damaged(whole, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(whole, tmp_path / "a"))
+    newest, opened = runs.find(run), open
+
+    def refused(path, *args, **kwargs):
+        if Path(path) == newest:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refused)
+    message = f"{newest.name}: cannot be opened .Permission denied., and may be newer than step-0"
+    with pytest.raises(Fault, match=message), loop.Run.resume(run, options=OPTIONS):
+        pytest.fail("it was opened")
+    assert newest.exists()
+
+
+def test_a_line_of_the_log_that_is_none_hides_no_other_and_lost_ones_are_noticed(whole, tmp_path, capsys):
+    run = Path(shutil.copytree(whole, tmp_path / "a"))
+    lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join([lines[0], "\0" + lines[1], *lines[2:]]))
+    assert [record["step"] for record in runs.read_log(run)] == [1, 3, 4, 5, 6]
+    (run / "log.jsonl").write_text("".join(lines[3:]))
+    with loop.Run.resume(run, options=OPTIONS):
+        assert "log.jsonl has lost lines since step-00000006.safetensors was written" in capsys.readouterr().err
+
+
+def test_a_picture_that_can_not_be_written_costs_no_steps(tmp_path):
+    with new(tmp_path / "a", replace(CONFIG, steps=4)) as run:
+        run.options = OPTIONS._replace(sample_every=3, checkpoint_every=0)
+        run.advance(), run.advance()
+        shutil.rmtree(tmp_path / "a" / "samples")
+        with pytest.raises(Fault, match="step-00000003.png: not written"):
+            run.advance()
+    assert runs.find(tmp_path / "a").name == "step-00000003.safetensors"
 
 
 def test_a_checkpoint_outside_of_a_run_cannot_be_gone_on_with(whole, tmp_path):
@@ -554,13 +625,12 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_older_checkpoints_stay(tmp_p
     train(loop.Run.resume(tmp_path / "a", options=OPTIONS))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_log_that_cannot_be_written_is_a_fault(tmp_path):
+def test_a_log_that_cannot_be_written_is_a_fault(tmp_path, monkeypatch):
     with new(tmp_path / "a") as run:
-        (tmp_path / "a" / "log.jsonl").unlink()
-        (tmp_path / "a" / "log.jsonl").symlink_to("/dev/full")
+        monkeypatch.setattr(loop, "open", full, raising=False)
         with pytest.raises(Fault, match="log.jsonl: cannot write the log: No space left on device"):
             run.advance()
+    assert runs.find(tmp_path / "a").name == "step-00000001.safetensors"
 
 
 def test_a_place_where_nothing_can_be_written(tmp_path):

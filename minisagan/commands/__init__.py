@@ -10,6 +10,8 @@ Nothing here may import NumPy: `minisagan --help` and the shell's completion are
 import codecs
 import contextlib
 import importlib
+import os
+import signal
 import sys
 import traceback
 
@@ -66,10 +68,14 @@ class Commands(click.Group):
         with contextlib.suppress(AttributeError):  # there may be no stdout
             codecs.register_error("minisagan", _as_it_is)
             sys.stdout.reconfigure(errors="minisagan")
+        # Whoever started us may have closed it.
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
         rank, world = launched()
         if world > 1:
             guard()
             from minisagan.processes import mpi
+        else:
+            _end_in_good_order()
         try:
             code = mpi.serve() if rank else super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:  # what click makes of a KeyboardInterrupt
@@ -95,6 +101,15 @@ class Commands(click.Group):
             traceback.print_exc()
         click.echo(f"Error: {' '.join(str(message).split())}", err=True)
         return code
+
+
+def _end_in_good_order():
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does, by an exception: what is half-written is taken away."""
+    for name in ("SIGTERM", "SIGHUP"):
+        with contextlib.suppress(AttributeError, ValueError):  # Windows has no SIGHUP; a thread sets no handler
+            number = getattr(signal, name)
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+                signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def _as_it_is(error):

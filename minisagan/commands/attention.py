@@ -93,7 +93,8 @@ def _checkpoints(run):
     """The checkpoints of a run folder, oldest first."""
     if not Path(run).is_dir():
         raise UsageError(f"--gif shows all checkpoints of a run: name its folder instead of {run}")
-    return sorted(Path(run, "checkpoints").glob("step-*.safetensors"))
+    files = Path(run, "checkpoints").glob("step-*.safetensors")
+    return sorted(path for path in files if path.stem.removeprefix("step-").isdecimal())
 
 
 def _noise(generator, count, classes, seed):

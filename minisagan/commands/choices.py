@@ -23,7 +23,7 @@ def classes(text, names, known):
         name = unicodedata.normalize("NFC", name.strip())
         if name in composed:
             chosen.append(composed.index(name))
-        elif name.isdecimal() and int(name) < known:
+        elif name.isdecimal() and len(name) < 10 and int(name) < known:
             chosen.append(int(name))
         else:
             shown = ", ".join(names[:20]) + (", ..." if known > 20 else "")
@@ -35,7 +35,7 @@ def points(texts, size):
     """[(y, x)] from texts "Y,X", in pixels of images of size x size, counted from 0 at the upper left."""
     found = []
     for text in texts:
-        if not (match := re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)):
+        if not (match := re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text)):
             raise UsageError(f"--point {text}: not Y,X, two numbers of pixels from the upper left corner")
         y, x = int(match[1]), int(match[2])
         if max(y, x) >= size:

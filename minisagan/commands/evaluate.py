@@ -7,6 +7,7 @@ import click
 
 from minisagan import cpu
 from minisagan.commands import hardware
+from minisagan.errors import Fault
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
@@ -65,11 +66,13 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
             "features": judge.features.shape[1],
         },
     }
-    if as_json:
-        click.echo(json.dumps(facts))
-    else:
-        _show(facts)
-    written = runs.write_evaluation(file, facts)  # last: if that fails, the numbers are there all the same
+    show = (lambda: click.echo(json.dumps(facts))) if as_json else (lambda: _show(facts))
+    try:
+        written = runs.write_evaluation(file, facts)  # first: who reads stdout may go away
+    except Fault:
+        show()
+        raise
+    show()
     if written and not as_json:
         click.echo(f"Written to {written}")
 

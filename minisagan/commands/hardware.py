@@ -1,6 +1,7 @@
 """Which device computes: what `--device` means, what stands in the way of a GPU, and when its memory is too small."""
 
 import ctypes
+import re
 from contextlib import contextmanager
 
 import click
@@ -40,7 +41,7 @@ def choose(name, tf32=True):
     "auto" is the first GPU if it works, else the CPU. UsageError for other names, Fault for a GPU that can't be used.
     """
     kind, colon, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not re.fullmatch(r"\d{1,4}", number))):
         raise UsageError(f"--device {name}: there are auto, cpu, cuda, and cuda:0, cuda:1, ...")
     cuda.tf32, number = tf32, int(number or 0)
     if number and launched()[1] > 1:

@@ -49,7 +49,7 @@ def _files(path):
 
 def _facts(file, tensors, about, state, listed):
     config = runs.read_config(about, file)
-    log = file.parent.parent / "log.jsonl"
+    log = file.absolute().parent.parent / "log.jsonl"
     facts = {
         "checkpoint": str(file),
         "step": int(about["step"]),

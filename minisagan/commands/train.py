@@ -31,6 +31,7 @@ USUAL = {  # in words
     "channels": "of a folder of images 3, else the data's own",
     "attention": "16 at 32x32, else 32",
     "attention_key": "C/8, at least 8",
+    "lr_g": f"{SMALL['lr_g']}; drawn digits {RECIPES['drawn-digits']['lr_g']}; photos {PHOTOS['lr_g']}",
 }
 NEW = {"out": "--out", "force": "--force", "replay": "--config", "init_from": "--init-from", "strict": "--strict"}
 RATES = ("lr_g", "lr_d")  # which a resumed run may change
@@ -264,7 +265,7 @@ def _read(path):
         return Config.from_dict(about["config"]), about["data"]
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
         raise DataError(f"{path}: not the config.json of a run: {error}") from error
 
 

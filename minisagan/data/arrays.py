@@ -13,7 +13,6 @@ are stored transposed, and shown upright.
 import hashlib
 import re
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +77,9 @@ def _idx(file, stem):
             raise DataError(f"{path}: not an IDX file of uint8 or int32, it starts with {raw[:4]!r}")
         arrays.append(parse(raw, raw[3], path, raw[2]))
     images, labels = arrays
-    if stem.startswith("emnist-"):
+    if stem.startswith("emnist-") and images.ndim > 2:
         images = images.swapaxes(1, 2)
-    labels = labels[:, 0] if labels.ndim == 2 else labels
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] else labels
     return *_checked(file, images, labels, _names(file.parent, stem)), hashes
 
 
@@ -93,7 +92,7 @@ def _names(folder, stem):
             return {int(row[0]): chr(int(row[1])) for row in rows}
         if names.is_file():
             return dict(enumerate(names.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{folder}: its names of classes cannot be read ({error})") from error
     return None
 
@@ -107,7 +106,9 @@ def _npz(path):
             file.seek(0)
             with np.load(file, allow_pickle=False) as found:  # reading runs no code
                 arrays = {name: found[name] for name in ("images", "labels", "classes") if name in found}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            if wrong := [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]:
+                raise ValueError(f"{wrong[0]} is no array")
+    except Exception as error:  # zipfile and NumPy's reader raise whatever they like for a damaged or a hostile one
         raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
     if "images" not in arrays:
         raise DataError(f"{path}: it has no array named images")

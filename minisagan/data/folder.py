@@ -55,7 +55,9 @@ def load(root, size, where, how=Reading()):  # noqa: B008
         raise DataError(f"{root}: images both in it and in its folders; move the ones or the others away")
     classes = sorted({top or "all" for top in tops}, key=natural)
     numbers = {name: k for k, name in enumerate(classes)}
-    _say(root, found, bad, no_images, unlisted, {_class(file) for file in [*bad, *no_images]} - {None, *classes})
+    empty = {_class(file) for file in [*bad, *no_images]}
+    empty |= {path.split(os.sep)[0] for path in found.folders} if listed is None and any(tops) else set()
+    _say(root, found, bad, no_images, unlisted, empty - {None, *classes})
     hashes = {"images": sha256}
     if how.labels:
         hashes["labels"] = hashlib.sha256(json.dumps([listed[file] for file in kept]).encode()).hexdigest()
@@ -102,13 +104,14 @@ def _say(root, found, bad, no_images, unlisted, empty):
     if no_images:
         lines.append(_no_images(no_images))
     if empty:
-        lines.append(f"no image is left of class {_some(sorted(empty))}")
+        lines.append(f"no image in class {_some(sorted(empty))}")
     if unlisted:
         lines.append(f"{_files(unlisted)} without a label, left out: {_some(unlisted)}")
     if found.passed:
         lines.append(f"passed over: {_some(sorted(found.passed))}")
     for line in lines:
-        print(f"note: {root}: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        line = f"note: {root}: {line}".replace("\n", "\\n")  # of a file's name
+        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def _no_images(files):

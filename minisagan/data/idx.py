@@ -106,13 +106,13 @@ def read(path):
         # The bytes tell, not the name: some browsers unzip what they download.
         return data, gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it to download it anew") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
 
 
 def _read(path, ndim, name, gz_sha256, sha256):
     """The array in an IDX file, gzipped or not, and its sha256 unzipped; checked as said above."""
-    data, raw = read(path)
     try:
+        data, raw = read(path)
         array = parse(raw, ndim, path)
     except DataError as error:
         raise DataError(f"{error}; delete it to download it anew") from None
@@ -130,7 +130,7 @@ def _read(path, ndim, name, gz_sha256, sha256):
 
 def parse(raw, ndim, path, kind=8):
     """The array of `ndim` axes and type `kind` that the bytes of an IDX file spell; `path` is for the error's sake."""
-    if kind not in TYPES or raw[:4] != bytes((0, 0, kind, ndim)):
+    if kind not in TYPES or ndim > 4 or raw[:4] != bytes((0, 0, kind, ndim)):
         raise DataError(f"{path}: not an IDX file of {ndim}-d uint8, it starts with {raw[:4]!r}")
     start = 4 + 4 * ndim
     shape = struct.unpack_from(f">{ndim}I", raw, 4) if len(raw) >= start else ()

@@ -19,11 +19,13 @@ from io import BytesIO, StringIO
 import numpy as np
 
 from minisagan.data import parts
-from minisagan.data.pool import decoded
+from minisagan.data.decode import FORMATS
+from minisagan.data.pool import KILLED, decoded
 from minisagan.stderr import progress
 
 RECIPE = 2  # raise it when the same files give other pixels: old caches are then left alone
 CHUNK = 256  # images between two lines of the journal
+PASSING = ("[Errno ", KILLED)  # how reasons begin that have nothing to do with what is in the file
 
 
 def load(cache, name, root, files, shape, fit, good):
@@ -32,12 +34,12 @@ def load(cache, name, root, files, shape, fit, good):
     From the folder `cache` (None: there is none), where `name` is their `key`, or by decoding. If those without pixels
     are not `good`, images are None, and nothing is kept: they are to be refused.
     """
-    return (cache and _cached(cache, name, shape)) or _decoded(cache, name, root, files, shape, fit, good)
+    return (cache and _current(cache, name, shape)) or _decoded(cache, name, root, files, shape, fit, good)
 
 
 def key(root, files, shape, fit):
     """Sixteen digits for the files as they are now, and how they are read; OSError for one that is gone."""
-    digest = hashlib.sha256(f"{RECIPE} {shape} {fit} ".encode() + os.fsencode(root.resolve()))
+    digest = hashlib.sha256(f"{RECIPE} {shape} {fit} {FORMATS} ".encode() + os.fsencode(root.resolve()))
     folder = os.path.join(root, "")
     for file in files:
         stat = os.stat(folder + file)
@@ -45,10 +47,16 @@ def key(root, files, shape, fit):
     return digest.hexdigest()[:16]
 
 
+def _current(cache, name, shape):
+    """The same as `_cached`, but None if a file gave no pixels for a reason that may have passed."""
+    found = _cached(cache, name, shape)
+    return None if found and any(why.startswith(PASSING) for why in found[1].values()) else found
+
+
 def _cached(cache, name, shape):
     """What `load` gives, from the cache; None if it has none intact."""
     for path in cache.glob(f"{name}-*.npy"):
-        with suppress(OSError, ValueError, EOFError):  # if it is damaged: decode again
+        with suppress(Exception):  # NumPy's reader raises whatever it likes. If it is damaged: decode again
             images = np.load(path, mmap_mode="r")
             with open(path, "rb") as file:
                 file.seek(images.offset + images.nbytes)
@@ -71,7 +79,7 @@ def _decoded(cache, name, root, files, shape, fit, good):
         parts.sweep(cache, owner, path)
         with parts.claim(path, wait) as file:
             try:
-                found = _cached(cache, name, shape)  # another process was faster
+                found = _current(cache, name, shape)  # another process was faster
                 if not found:
                     with open(journal, "a+", encoding="utf-8") as notes:
                         left, sha256 = _decode_all(root, files, shape, fit, file, notes, owner)
@@ -80,6 +88,8 @@ def _decoded(cache, name, root, files, shape, fit, good):
                         file.flush()
                         os.fsync(file.fileno())
                         _close_on_windows(file)
+                        for old in cache.glob(f"{name}-*.npy"):  # of files that could not be opened then
+                            old.unlink()
                         os.replace(path, cache / f"{name}-{sha256}.npy")
                         found = _cached(cache, name, shape)
             except (KeyboardInterrupt, SystemExit):

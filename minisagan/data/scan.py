@@ -56,6 +56,7 @@ class Scan:
 
     root     the folder that is taken: the one asked for, or its train/
     files    paths relative to `root`, in the order of their names; in a folder files stand before folders
+    folders  those that it went into, but for the root
     passed   what is passed over, for people to read
     broken   links to nowhere: paths relative to `root`
     splits   of splits, (the one taken, those left alone); or None
@@ -64,6 +65,7 @@ class Scan:
     def __init__(self, root, skip=()):
         self.root, self.files, self.passed, self.broken, self.splits = Path(root), [], [], [], None
         self._skip, self._entered, self._links = {os.path.realpath(path) for path in skip}, set(), []
+        self.folders = []
         self._linked = set()  # files elsewhere, that links led to
         self._top = os.path.realpath(root)
         self._walk("", self._top)
@@ -107,6 +109,7 @@ class Scan:
             self.passed.append(f"{path} (a run)")
         else:
             self._entered.add(real)
+            self.folders += [path] if path else []
             return True
         return False
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def prune(folder, keep, *others):
     """Deletes the step files but the last `keep` and the paths `others`, and what a killed save left behind."""
     if keep < 1:
         raise UsageError(f"at least 1 checkpoint must be kept, not {keep}")
-    ours = [path for _, path in _by_step(folder) if path.name.startswith("step-")]
+    ours = [path for _, path in _by_step(folder) if re.fullmatch(r"step-\d+\.safetensors", path.name)]
     others = [Path(path).resolve() for path in others if path]
     old = [path for path in ours[keep:] if path.resolve() not in others]
     try:

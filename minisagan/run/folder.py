@@ -14,7 +14,7 @@ import numpy as np
 
 from minisagan import __version__, cpu, cuda, data, variety
 from minisagan.config import Config
-from minisagan.errors import DataError, UsageError
+from minisagan.errors import DataError, Fault, UsageError
 from minisagan.files import UNFINISHED, replacing
 from minisagan.models import Discriminator, Generator
 from minisagan.run import checkpoint
@@ -47,10 +47,24 @@ def note_unreadable(file):
         print(f"note: cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}", file=sys.stderr)
 
 
-def note_left_behind(file):
-    """Say on stderr which checkpoints are deleted when the run goes on from the older `file`."""
-    if left := _newer(file):
+def note_left_behind(file, step):
+    """Say on stderr which checkpoints are deleted when the run goes on from `file`, of an older step."""
+    numbers = {path.name: re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in file.parent.iterdir()}
+    if left := sorted(name for name, number in numbers.items() if number and int(number[1]) > step):
         print(f"note: back at {file.name}: what came after it is deleted ({', '.join(left)})", file=sys.stderr)
+
+
+def check_newer(file):
+    """Fault if the system refuses a checkpoint newer than `file`: it may be whole, and would be deleted."""
+    for name in _newer(file):
+        try:
+            with open(file.parent / name, "rb") as newer:
+                newer.read(1)
+        except OSError as error:
+            raise Fault(
+                f"{file.parent / name}: cannot be opened ({error.strerror}), and may be newer than {file.name}: mend "
+                "that, or move it away"
+            ) from error
 
 
 def _newer(file):
@@ -214,17 +228,16 @@ def sampled(folder):
 
 
 def read_log(folder):
-    """The records of a run's log, name -> number, up to the first line that is none: the last may be torn."""
+    """The records of a run's log, name -> number, without lines that are none: the last may be torn."""
     records = []
     with open(Path(folder) / "log.jsonl", errors="replace") as log:  # what is no text is no JSON either
         for line in log:
             try:
                 record = json.loads(line)
             except ValueError:
-                break
-            if not (isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())):
-                break
-            records.append(record)
+                continue
+            if isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values()):
+                records.append(record)
     return records
 
 
@@ -263,8 +276,8 @@ def clear(folder, names=OURS, after=-1):
     """Delete a run's files, with what a killed write left of them; of those with a step, the ones `after` it."""
     for name in names:
         for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:
-            step = re.match(r"step-(\d+)\.", path.name)
-            if not step or int(step[1]) > after:
+            step = re.fullmatch(r"step-(\d+)\.[a-z]+(\.tmp)?", path.name)
+            if int(step[1]) > after if step else "*" not in name:  # somebody's own copies have other names
                 path.unlink()
     for place in {folder, *((folder / name).parent for name in names)}:
         for path in place.glob("*".join(UNFINISHED)):

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisagan import cuda, data, variety
+from minisagan.data.scan import is_run
 from minisagan.errors import Diverged, Fault, UsageError
 from minisagan.files import replacing
 from minisagan.judge.evaluation import Judge
@@ -81,8 +83,8 @@ class Run:
         notes = {"init_from": runs.take_weights(init_from, training)} if init_from else {}
         new = numbered or not folder.exists()
         try:
-            if not (new or force):
-                _check_empty(folder)
+            if not new:
+                _check_contents(folder, force)
             run = cls(folder, training, options=options, data_dir=data_dir)
             run.notes = notes
             if numbered:
@@ -92,8 +94,8 @@ class Run:
         except OSError as error:
             raise Fault(f"{error.filename or folder}: cannot write the run: {error.strerror}") from error
         with locked(folder):
-            if not (new or force):
-                _check_empty(folder)  # again: another start may have filled it meanwhile
+            if not new:
+                _check_contents(folder, force)  # again: another start may have filled it meanwhile
             try:
                 runs.clear(folder)
                 for name in ("checkpoints", "samples"):
@@ -133,6 +135,7 @@ class Run:
                 raise UsageError(f"--steps {steps}: {folder} is at step {step} already")
             whole = Path(path).is_dir()
             if whole:
+                runs.check_newer(file)
                 runs.note_unreadable(file)
             here = runs.moved(config, **runs.places_now(config, file))
             places = places or {}
@@ -157,11 +160,13 @@ class Run:
                     run.news |= {name: value for name, value in change["is"].items() if name != "steps"}
             try:
                 if not whole:
-                    runs.note_left_behind(file)
+                    runs.note_left_behind(file, step)
                 runs.clear(folder, runs.STEP_FILES, after=step)
                 runs.clear_evaluation(folder, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
+                    if log.tell() < int(about["log_bytes"]):
+                        print(f"note: {log.name} has lost lines since {file.name} was written", file=sys.stderr)
                     log.truncate(min(int(about["log_bytes"]), log.tell()))
                 if changed:
                     run.save()
@@ -189,7 +194,18 @@ class Run:
             raise Diverged(f"{error}. The last good checkpoint is {newest}") from None
         self.seconds = time.monotonic() - self.started
         record = {"step": training.step, "seconds": round(self.seconds, 3)} | record
-        better = False
+        try:
+            self._do_what_is_due(record)
+        except Fault:
+            with contextlib.suppress(Fault, OSError):  # a picture that can't be written must not cost the steps
+                if self.saved != training.step:
+                    self.save()
+            raise
+        return record
+
+    def _do_what_is_due(self, record):
+        """After the steps of `record`, which is filled: measure, draw, log, save."""
+        training, options, better = self.training, self.options, False
         if self._due(options.evaluate_every):
             record |= self.evaluate()
             before = runs.best(self.folder)
@@ -204,7 +220,6 @@ class Run:
         late = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
         if self._due(options.checkpoint_every) or better or late:
             self.save()
-        return record
 
     def _due(self, every):
         return every and self.training.step % every == 0
@@ -298,12 +313,15 @@ class Run:
             raise Fault(f"{self.folder / 'log.jsonl'}: cannot write the log: {error.strerror}") from error
 
 
-def _check_empty(folder):
-    if any(path.name != "lock" for path in folder.iterdir()):
-        raise UsageError(
-            f"{folder} is not empty: --resume {folder} goes on with a run, "
-            "--force replaces it, --out names another folder"
-        )
+def _check_contents(folder, force):
+    """UsageError if the folder holds anything; with `force` it may be a run."""
+    if (force and is_run(folder)) or all(path.name == "lock" for path in folder.iterdir()):
+        return
+    if force:
+        raise UsageError(f"{folder} holds files, but no run that --force could replace: --out names another folder")
+    raise UsageError(
+        f"{folder} is not empty: --resume {folder} goes on with a run, --force replaces it, --out names another folder"
+    )
 
 
 def _next_free(folder):
