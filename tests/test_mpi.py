@@ -154,7 +154,7 @@ def steps(self, count, step):
         raise MemoryError("no room")
     return plain(self, count, step)
 from minisagan.train import Training
-plain, Training.steps = Training.steps, steps
+plain, Training.make_steps = Training.make_steps, steps
 """
     done = ranks(2, "-c", full + FEW, "train", *TINY, "--steps", 3, "--out", "run")
     assert done.returncode == 1
