@@ -130,8 +130,8 @@ class Training:
         """
         if count < 1:
             raise ValueError(f"advance makes a step or more, not {count}")
-        if self.config.fall and self.step + count > self.config.steps:
-            raise ValueError(f"step {self.step} of {self.config.steps}: the rates have fallen to 0 then; see end_at")
+        if self.config.fall and not self.config.steps:
+            raise ValueError("a training of 0 steps has no time in which rates could fall: see end_at")
         if self.broken:
             raise RuntimeError("interrupted in the middle of a step: make this training anew, from its last checkpoint")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what they lead to is seen below
