@@ -217,11 +217,11 @@ def test_a_log_whose_end_is_no_text_counts_up_to_there(copy):
 
 
 @pytest.mark.parametrize("line", ['{"step": "x"}', "[1, 2]", '{"step": 4, "loss_d": [1]}', "null"])
-def test_a_log_counts_up_to_the_first_line_that_is_no_record(copy, line):
+def test_a_line_that_is_no_record_hides_none_that_follows(copy, line):
     before = runs.read_log(copy)
     with open(copy / "log.jsonl", "a") as log:
         log.write(line + '\n{"step": 5, "loss_d": 1.0}\n')
-    assert before and runs.read_log(copy) == before
+    assert before and runs.read_log(copy) == [*before, {"step": 5, "loss_d": 1.0}]
 
 
 def test_a_page_of_numbers_beyond_drawing_and_of_pictures_that_are_not_the_runs(copy):
