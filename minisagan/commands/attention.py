@@ -10,6 +10,7 @@ from minisagan.commands import choices
 from minisagan.errors import UsageError
 from minisagan.judge.evaluation import Judge
 from minisagan.look import attention_maps, pictures
+from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.sampling import draw, latents
 
@@ -53,7 +54,9 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     asked = choices.points(points, size)
     chosen = choices.classes(classes, names, config.architecture.classes)
     count = count or (min(len(chosen), 10) if chosen else 8)
-    steps = _checkpoints(run) if gif else []
+    if gif and not Path(run).is_dir():
+        raise UsageError(f"--gif shows all checkpoints of a run: name its folder instead of {run}")
+    steps = checkpoint.of_steps(Path(run, "checkpoints")) if gif else {}
     if network == "generator":
         inputs = _noise(net, max(count, MEASURED), chosen, seed)
     else:
@@ -68,8 +71,8 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     picture, where = attention_maps.figure(net, shown, where, size, captions)
     pictures.write_png(output, picture)
     if gif:
-        frames = [attention_maps.figure(load(path)[0], shown, where, size, captions)[0] for path in steps]
-        times = [f"step {int(path.stem.split('-')[1]):,}" for path in steps]
+        frames = [attention_maps.figure(load(path)[0], shown, where, size, captions)[0] for path in steps.values()]
+        times = [f"step {step:,}" for step in steps]
         pictures.write_gif(gif, frames, 800, last=2400, captions=times)
 
     facts = {"checkpoint": str(file), "network": network, "points": where.tolist()}
@@ -87,14 +90,6 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     click.echo(f"picture    {output}: {count} images, {where.shape[1]} points in each")
     if gif:
         click.echo(f"film       {gif}: the {len(steps)} checkpoints that {run} has; train --keep N keeps more")
-
-
-def _checkpoints(run):
-    """The checkpoints of a run folder, oldest first."""
-    if not Path(run).is_dir():
-        raise UsageError(f"--gif shows all checkpoints of a run: name its folder instead of {run}")
-    files = Path(run, "checkpoints").glob("step-*.safetensors")
-    return sorted(path for path in files if path.stem.removeprefix("step-").isdecimal())
 
 
 def _noise(generator, count, classes, seed):

@@ -7,7 +7,6 @@ import click
 
 from minisagan import cpu
 from minisagan.commands import hardware
-from minisagan.errors import Fault
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
@@ -66,13 +65,10 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
             "features": judge.features.shape[1],
         },
     }
-    show = (lambda: click.echo(json.dumps(facts))) if as_json else (lambda: _show(facts))
     try:
         written = runs.write_evaluation(file, facts)  # first: who reads stdout may go away
-    except Fault:
-        show()
-        raise
-    show()
+    finally:  # if that fails, the numbers are there all the same
+        click.echo(json.dumps(facts)) if as_json else _show(facts)
     if written and not as_json:
         click.echo(f"Written to {written}")
 

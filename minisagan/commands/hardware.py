@@ -11,6 +11,8 @@ from minisagan.errors import Fault, UsageError
 from minisagan.launcher import launched
 from minisagan.processes import nccl
 
+SMALLER = "A smaller --batch-size, --width or --size needs less"  # what helps where the memory is too small
+
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),

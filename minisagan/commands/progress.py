@@ -2,11 +2,11 @@
 
 import contextlib
 import math
-import os
 import sys
 import time
 
 from minisagan.look.words import duration
+from minisagan.stderr import columns
 
 EVERY = (0.1, 5.0)  # seconds between two lines: on a terminal, elsewhere
 
@@ -52,8 +52,7 @@ class Progress:
         self.shown, self.due = self.record["step"], time.monotonic() + EVERY[not self.terminal]
         line = self.line(self.record, time.monotonic() - self.start)
         if self.terminal:
-            with contextlib.suppress(OSError, ValueError):  # ValueError: a stderr without a file
-                line = line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]
+            line = line[: columns()]
             line, self.width = "\r" + line.ljust(self.width), len(line)
         else:
             line += "\n"

@@ -175,8 +175,7 @@ def command(
         folder = out or Path("runs", Path(config.dataset).name)
         opened = loop.Run.create(folder, config, dataset, options, force, data_dir, not out, init_from, **on)
 
-    less = "A smaller --batch-size, --width or --size needs less, as does --accumulate"
-    room = hardware.memory(config.batch_size, less)
+    room = hardware.memory(config.batch_size, f"{hardware.SMALLER}, as does --accumulate")
     with ended_at_once(), room, opened as run, watched(run, watch), interrupts() as caught:
         _introduce(run, where)
         done, late, collapsed, noted = run.training.step, False, None, False
@@ -260,7 +259,7 @@ def _read(path):
     """The Config in a config.json, and what that says about the data."""
     try:
         about = json.loads(Path(path).read_text())
-        if isinstance(about, dict) and about.keys() & {"init_from", "changes"}:
+        if isinstance(about, dict) and about.keys() & runs.BESIDE_CONFIG:
             click.echo(f"note: {path} alone does not replay its run: see init_from and changes in it", err=True)
         return Config.from_dict(about["config"]), about["data"]
     except OSError as error:

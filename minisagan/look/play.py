@@ -5,7 +5,6 @@ images are those of `minisagan sample`: of class k at seed s, the first ones of 
 pixels to rounding, as there are fewer at a time.
 """
 
-import re
 import threading
 import time
 from contextlib import contextmanager
@@ -166,7 +165,7 @@ class Play:
 
     def _steps(self):
         """Step -> checkpoint, of all that the run has now."""
-        return self.files | (_checkpoints(self.folder) if self.folder else {})
+        return self.files | (checkpoint.of_steps(self.folder / "checkpoints") if self.folder else {})
 
     def _file(self, step):
         """The step's checkpoint, and when it was written; UsageError if it is gone."""
@@ -225,11 +224,6 @@ def _load(kind, file, written):
 
 def _step(file):
     return int(checkpoint.read_metadata(file)["step"])
-
-
-def _checkpoints(folder):
-    named = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in folder.glob("checkpoints/step-*.safetensors"))
-    return {int(found[1]): path for found, path in named if found}
 
 
 def _uri(image):

@@ -218,7 +218,7 @@ def _facts(report):
         "classes": ", ".join(map(str, about["classes"])),
         **{f"sha256 of {name}": value for name, value in about["hashes"].items()},
     }
-    more = runs.recorded(report.folder).keys() & {"init_from", "changes"}
+    more = runs.recorded(report.folder).keys() & runs.BESIDE_CONFIG
     replay = "replays the run"
     if more:
         replay = f"does not replay the run by itself: {' and '.join(sorted(more))} in it say why"

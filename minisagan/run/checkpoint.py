@@ -113,6 +113,12 @@ def path_of(folder, step):
     return Path(folder) / f"step-{step:08d}.safetensors"
 
 
+def of_steps(folder):
+    """{step: path} of the files that `path_of` names, the lowest step first; copies of other names are not ours."""
+    found = ((re.fullmatch(r"step-(\d+)\.safetensors", path.name), path) for path in Path(folder).glob("step-*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
 def newest(folder, until=math.inf):
     """The file with the highest "step", up to `until`, in its metadata, or None; a damaged header: not counted."""
     return next((path for step, path in _by_step(folder) if step <= until), None)
@@ -122,7 +128,8 @@ def prune(folder, keep, *others):
     """Deletes the step files but the last `keep` and the paths `others`, and what a killed save left behind."""
     if keep < 1:
         raise UsageError(f"at least 1 checkpoint must be kept, not {keep}")
-    ours = [path for _, path in _by_step(folder) if re.fullmatch(r"step-\d+\.safetensors", path.name)]
+    named = of_steps(folder).values()
+    ours = [path for _, path in _by_step(folder) if path in named]
     others = [Path(path).resolve() for path in others if path]
     old = [path for path in ours[keep:] if path.resolve() not in others]
     try:

@@ -19,6 +19,7 @@ from minisagan.files import UNFINISHED, replacing
 from minisagan.models import Discriminator, Generator
 from minisagan.run import checkpoint
 
+BESIDE_CONFIG = {"init_from", "changes"}  # where config.json says one of these, config alone does not replay the run
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
 # All that we delete:
 OURS = ("config.json", "log.jsonl", *STEP_FILES, "progress.gif", "curves.png", "evaluation.json", "report.html")
@@ -47,10 +48,9 @@ def note_unreadable(file):
         print(f"note: cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}", file=sys.stderr)
 
 
-def note_left_behind(file, step):
-    """Say on stderr which checkpoints are deleted when the run goes on from `file`, of an older step."""
-    numbers = {path.name: re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in file.parent.iterdir()}
-    if left := sorted(name for name, number in numbers.items() if number and int(number[1]) > step):
+def note_left_behind(file):
+    """Say on stderr which checkpoints are deleted when the run goes on from the older `file`."""
+    if left := _newer(file):
         print(f"note: back at {file.name}: what came after it is deleted ({', '.join(left)})", file=sys.stderr)
 
 
@@ -68,8 +68,9 @@ def check_newer(file):
 
 
 def _newer(file):
-    """The names of the checkpoints beside `file` that are newer by name."""
-    return sorted(path.name for path in file.parent.glob("step-*.safetensors") if path.name > file.name)
+    """The names of the checkpoints beside `file` that are newer, by the step in their names."""
+    step = int(checkpoint.read_metadata(file)["step"])
+    return [path.name for number, path in checkpoint.of_steps(file.parent).items() if number > step]
 
 
 def read_config(about, file):

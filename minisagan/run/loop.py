@@ -160,7 +160,7 @@ class Run:
                     run.news |= {name: value for name, value in change["is"].items() if name != "steps"}
             try:
                 if not whole:
-                    runs.note_left_behind(file, step)
+                    runs.note_left_behind(file)
                 runs.clear(folder, runs.STEP_FILES, after=step)
                 runs.clear_evaluation(folder, after=step)
                 (folder / "samples").mkdir(exist_ok=True)
