@@ -41,10 +41,10 @@ class Architecture:
 
         require(self.size in SIZES, f"image size must be one of {', '.join(map(str, SIZES))}, not {self.size}")
         require(self.channels in (1, 3), f"images have 1 or 3 channels, not {self.channels}")
-        require(self.width >= 1, f"width must be at least 1, not {self.width}")
+        require(1 <= self.width <= 1 << 20, f"width must be 1 to 2^20, not {self.width}")
         require(self.classes >= 0, f"the number of classes can't be {self.classes}")
         require(1 <= self.pack <= 8, f"D can see 1 to 8 images at once, not {self.pack}")
-        require(self.latent >= 1, f"the latent must have at least 1 dimension, not {self.latent}")
+        require(1 <= self.latent <= 1 << 20, f"the latent has 1 to 2^20 dimensions, not {self.latent}")
         require(0 <= self.momentum < 1, f"batch norm's momentum must be in [0, 1), not {self.momentum}")
         require(
             self.attention_form in ("official", "paper"),

@@ -74,7 +74,7 @@ class Commands(click.Group):
         if world > 1:
             guard()
             from minisagan.processes import mpi
-        else:
+        if not rank:  # the other ranks end as this one does
             _end_in_good_order()
         try:
             code = mpi.serve() if rank else super().main(args, "minisagan", **{**kwargs, "standalone_mode": False})

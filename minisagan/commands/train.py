@@ -176,7 +176,7 @@ def command(
         opened = loop.Run.create(folder, config, dataset, options, force, data_dir, not out, init_from, **on)
 
     room = hardware.memory(config.batch_size, f"{hardware.SMALLER}, as does --accumulate")
-    with ended_at_once(), room, opened as run, watched(run, watch), interrupts() as caught:
+    with room, opened as run, watched(run, watch), interrupts() as caught:
         _introduce(run, where)
         done, late, collapsed, noted = run.training.step, False, None, False
         with Progress(run, math.inf if minutes is None else 60 * minutes) as progress:
@@ -314,33 +314,11 @@ def watched(run, wanted):
 
 
 @contextmanager
-def handled(handler):
-    """Inside, `handler` sees to SIGINT, SIGTERM and SIGHUP; but under nohup, which ignores SIGHUP, that stays so."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def ended_at_once():
-    """The signals raise: until a run is open there is nothing to finish, but something to clean up."""
-
-    def end(number, frame):
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + number)
-
-    return handled(end)
-
-
-@contextmanager
 def interrupts():
-    """Yields a list, to which the first of the signals is appended; a later SIGINT interrupts at once."""
+    """Yields a list, to which the first SIGINT, SIGTERM or SIGHUP is appended; a later SIGINT interrupts at once.
+
+    Under nohup, which ignores SIGHUP, that stays so.
+    """
     caught = []
 
     def note(number, frame):
@@ -353,8 +331,15 @@ def interrupts():
             except OSError:  # a terminal that is closed: what is written from here on may go nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
-    with handled(note):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
         yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _introduce(run, where):
