@@ -103,25 +103,11 @@ def _evaluate(judge, generator, count, seed, size):
 
 
 def _show(facts, arch):
-    queries, keys = (f"{n**0.5:.0f}x{n**0.5:.0f}" for n in (facts["queries"], facts["keys"]))
-    without, alike = facts["without"], "if all keys were alike"
-    if facts["network"] == "generator":
-        lost = (
-            f"the images change by {without['grey_levels']:.1f} of 255 grey levels on the mean, "
-            f"{without['changed_pixels']:.1%} of their pixels by {attention_maps.VISIBLE} or more"
-        )
-    else:
-        lost = f"the scores change by {without['score']:.3f} on the mean; they vary by {without['score_deviation']:.3f}"
-    click.echo(
-        f"network    {facts['network']} of {facts['checkpoint']}\n"
-        f"attention  {queries} queries, {keys} keys ({arch.attention_form} form), gamma {facts['gamma']:+.4f}\n"
-        f"entropy    {facts['entropy_bits']:.2f} bits; {facts['entropy_uniform']:.2f} {alike}\n"
-        f"distance   {facts['distance_pixels']:.1f} of {arch.size} pixels; {facts['distance_uniform']:.1f} {alike}\n"
-        f"ratio      |gamma o| / |x| = {facts['ratio']:.3f}\n"
-        f"gamma = 0  {lost}"
-    )
+    click.echo(f"network    {facts['network']} of {facts['checkpoint']}")
+    for name, text in attention_maps.in_words(facts, facts["without"], arch).items():
+        click.echo(f"{name:10} {text}")
     if "metrics" in facts:
-        whole, bare, net = facts["metrics"], without["metrics"], facts["classifier"]
+        whole, bare, net = facts["metrics"], facts["without"]["metrics"], facts["classifier"]
         if "accuracy" in whole:
             click.echo(f"           class asked for {whole['accuracy']:.2%} -> {bare['accuracy']:.2%}")
         click.echo(

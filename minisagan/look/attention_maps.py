@@ -135,6 +135,27 @@ def causal_test(network, image_size, *inputs):
     }
 
 
+def in_words(facts, without, arch):
+    """What `measure` and `causal_test` found, name -> text."""
+    queries, keys = (f"{n**0.5:.0f}x{n**0.5:.0f}" for n in (facts["queries"], facts["keys"]))
+    if "score" in without:
+        lost = f"the scores change by {without['score']:.3f} on the mean; they vary by {without['score_deviation']:.3f}"
+    else:
+        lost = (
+            f"the images change by {without['grey_levels']:.1f} of 255 grey levels on the mean, "
+            f"{without['changed_pixels']:.1%} of their pixels by {VISIBLE} or more"
+        )
+    alike = "if all keys were alike"
+    return {
+        "attention": f"{queries} queries, {keys} keys ({arch.attention_form} form)",
+        "gamma": f"{facts['gamma']:+.4f}",
+        "ratio": f"|gamma o| / |x| = {facts['ratio']:.3f}",
+        "entropy": f"{facts['entropy_bits']:.2f} bits; {facts['entropy_uniform']:.2f} {alike}",
+        "distance": f"{facts['distance_pixels']:.1f} of {arch.size} pixels; {facts['distance_uniform']:.1f} {alike}",
+        "gamma = 0": lost,
+    }
+
+
 def ink_points(image, count):
     """`count` pixels (y, x) of uint8 (H, W, C), spread over what differs from its border: (count, 2).
 

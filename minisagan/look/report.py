@@ -164,17 +164,8 @@ def _attention(report):
     picture, _ = attention_maps.figure(generator, shown, None, size, names)
     image = _image(pictures.png(picture), "png", "images with marked points, and a map for each point")
     facts = attention_maps.measure(generator, z, labels)
-    change = attention_maps.causal_test(generator, size, z, labels)
-    side = lambda count: f"{count**0.5:.0f}x{count**0.5:.0f}"
-    rows = {
-        "queries, keys": f"{side(facts['queries'])}, {side(facts['keys'])} ({generator.arch.attention_form} form)",
-        "gamma": f"{facts['gamma']:+.4f}",
-        "|gamma o| / |x|": f"{facts['ratio']:.3f}",
-        "entropy": f"{facts['entropy_bits']:.2f} bits; {facts['entropy_uniform']:.2f} if all keys were alike",
-        "distance": f"{facts['distance_pixels']:.1f} pixels; {facts['distance_uniform']:.1f} if all keys were alike",
-        "with gamma = 0": f"the images change by {change['grey_levels']:.1f} of 255 grey levels on the mean, "
-        f"{change['changed_pixels']:.1%} of their pixels by {attention_maps.VISIBLE} or more",
-    }
+    without = attention_maps.causal_test(generator, size, z, labels)
+    rows = attention_maps.in_words(facts, without, generator.arch)
     text = "Where the generator looks from the marked points, and the means over "
     return _section(
         "attention", "Attention", f"{text}{MEASURED} images.",
