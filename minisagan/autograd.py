@@ -11,9 +11,9 @@ Writing an op: capture arrays in the vjp, never the Tensor that it makes. Then a
 while the backward pass consumes them, and Python's cyclic collector is never needed. `g` may be shared with other
 ops: never write into it.
 
-A value that several ops use has as many cotangents, which are added. In place of one a vjp may return a function that
-adds it: f(so_far) -> so_far + the cotangent, or for None the cotangent alone. So whoever computes it can add while it
-stores its result, instead of another pass over memory:
+A value that several ops use has as many cotangents, which are added. In place of a cotangent a vjp may return a
+function that adds it: f(so_far) -> so_far + the cotangent, where so_far is None if there is none yet. So an op can add
+while it stores its result, which saves a pass over memory:
 
     y = Tensor(f(x.data), (x,), lambda g, needs: (lambda so_far: g * df if so_far is None else so_far + g * df,))
 """
@@ -83,9 +83,10 @@ def grad(loss, wanted, cotangent=None):
     They may share memory with one another and with `cotangent`, or be read-only views: copy what you want to change.
     `cotangent` (of loss's shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a
     way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
-    as it passes, and a loss with anything in its past that was walked before is refused (RuntimeError): what of it is
-    a constant now goes on as Tensor(y.data). A walk goes no further than what is wanted, so a second one can go on from
-    there: `loss` may be a list of tensors, `cotangent` one of arrays.
+    as it passes, and a loss computed from a tensor that an earlier grad() walked is refused (RuntimeError): what is a
+    constant now has to be passed on as Tensor(y.data). A walk goes no further than what is wanted, so a second one can
+    go on from there: `loss` may be a list of tensors, `cotangent` one of arrays. ValueError if a cotangent is missing
+    where `loss` is no scalar, or has another shape.
     """
     wanted, several = list(wanted), isinstance(loss, list)
     if cotangent is None:

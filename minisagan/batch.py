@@ -13,10 +13,11 @@ from minisagan import cpu, cuda, processes
 def sum(f, *arrays):
     """f(*arrays), where f sums over images: arrays (N, ...), an image in each row of their first axis -> f's shape.
 
-    f is called, on several threads, once for each part of the batch: of 8 parts, as usual, images k, k + 8, ..., of
-    which there may be none. So f must not use threads itself. The parts are added in halves, k to k + 4, and so on: not
-    one bit depends on how many threads or processes work. Where processes share the batch, each gets the sum over its
-    own parts, and train.descend adds these. On a GPU f is called once: its kernels keep to the same parts (`slots`).
+    f is called once for each part of the batch, on several threads, so that it must not use threads itself. Of 8 parts,
+    the default, part k has the images k, k + 8, ..., perhaps none. The parts are added in halves, k to k + 4, and so
+    on: not one bit depends on how many threads or processes work. Where processes share the batch, each gets the sum
+    over its own parts, and train.descend adds these. On a GPU f is called once: its kernels keep to the same parts
+    (`slots`).
     """
     if cuda.on_gpu(arrays[0]):
         return f(*arrays)
@@ -26,8 +27,8 @@ def sum(f, *arrays):
 def sum_stacked(f, images, *arrays):
     """`sum` on the CPU, of an f that takes several parts at once: arrays (P, n, ...) -> the sum of each part, (P, ...).
 
-    P is 1, or as much more as makes P n at most `images` and leaves each thread some: with each part alone a step takes
-    3 % longer, one of 16 images 8 % (Intel). Where parts have not all the same n, each is given alone.
+    P is 1, or larger while a call gets at most `images` images and a thread's share of the parts: with each part alone
+    a step takes 3 % longer, one of 16 images 8 % (Intel). Where parts have not all the same n, each is given alone.
     """
     count, N = processes.parts() // processes.world(), len(arrays[0])
     spread = cpu.worth_threads(max(a.nbytes for a in arrays))

@@ -14,7 +14,7 @@ from minisagan.errors import UsageError
 class Architecture:
     """What both networks are made from.
 
-    size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: the paper's ch;
+    size: side of the images in pixels, one of SIZES; channels: 1 (grey) or 3 (RGB); width: channels at full resolution;
     classes: 0 for unconditional; pack: how many images of one class D sees at once; attention: the resolution at which
     both attend, or None; attention_form: "official" or "paper"; attention_key: the paper's k, of C channels query and
     key have C/k (None: C/8, but at least 8); spectral_norm: "both", "discriminator" or "none"; latent: length of z;
@@ -82,10 +82,12 @@ class Architecture:
 class Config:
     """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
 
+    These defaults are not those of `minisagan train`, which begins with the `recipe` of its data set.
+
     `accumulate`: in how many micro-batches a step sees its batch, one after another, for the memory of one of them; its
     gradient is the mean of theirs, batch norm's statistics are of each alone, and spectral norm's u moves with each
     (G's twice, as it makes the images of its own step anew).
-    `parts`: of how many sums over images a sum over the batch is made, a power of 2, which decides how it rounds; so
+    `parts`: the number of partial sums, a power of 2, in a sum over the batch, which decides how it rounds; at most so
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
     images; `augment` has D see all images, real and generated, shifted and with a square cut out, and with `flip` it

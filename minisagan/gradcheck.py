@@ -1,7 +1,7 @@
 """Finite differences against the tape: is what a backward pass returns the derivative of its forward pass?
 
 For y = f(x1, x2, ...) and a random cotangent c of y, the tape's dx is the gradient of <c, y>. Along a unit
-vector d it says that the derivative is a, and the 6-point stencil, exact up to O(h^6), that it is n:
+vector d the tape says that the derivative is a, and the 6-point stencil, whose error is O(h^6), that it is n:
 
     a = <dx, d>
     n = <c, 45 (y(x + hd) - y(x - hd)) - 9 (y(x + 2hd) - y(x - 2hd)) + (y(x + 3hd) - y(x - 3hd))> / 60h
@@ -11,7 +11,7 @@ in float64 at h = 5e-3, and where that fails at h / 8: next to a pole, as log ha
 largest error over all inputs and directions must not exceed 1e-8. The directions are the axes (each element by itself)
 for inputs of up to 200 elements, and 8 random ones for larger. Where a gradient is zero, such as that of a bias before
 batch normalisation, both sides are rounding noise: an input's error counts as 0 when |dx| and every |n| lie below
-1e-10 |c y|.
+1e-10 |c y|, the norm of their product element by element.
 
 Four things keep the check from being blind. The cotangent is normal noise, never ones: the sum of a softmax is
 constant, and so is that of a batch norm. Ops with kinks repeat in every perturbed run the choices that they made at x

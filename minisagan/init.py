@@ -10,7 +10,7 @@ from minisagan.errors import UsageError
 
 
 class Init:
-    """Draws them, in a float type of choice.
+    """Draws weights, and the first u's of spectral norm, from one seed, in a float type of choice.
 
     "orthogonal": as a matrix (all but C_out, C_out) it has orthonormal columns or rows.
     "xavier": uniform within sqrt(6 / (fan_in + fan_out)).

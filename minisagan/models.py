@@ -1,7 +1,7 @@
 """SAGAN's two networks (Zhang et al. 2018, sec. 3 and 4; the residual networks of Miyato and Koyama 2018).
 
-Images of S x S pixels, S = 32 ... 256. Channels follow one rule, with `width` the paper's ch (64 at 128x128):
-the generator has width * min(S / r, 16) at resolution r, and 4x4 has what 8x8 has; the discriminator has
+Images of S x S pixels, S = 32 ... 256. Channels follow one rule, with `width` the released code's gf_dim and df_dim (64
+at 128x128): the generator has width * min(S / r, 16) at resolution r, and 4x4 has what 8x8 has; the discriminator has
 width * min(S / (2 r), 16). At 128x128 with 1,000 classes they have the released code's 42,078,852 and 39,463,618
 parameters.
 """
@@ -35,7 +35,7 @@ def check(N, labels, classes):
 
 
 class Generator(Module):
-    """(z, labels) -> images: z (N, latent) standard normal, labels (N,) or None -> (N, S, S, channels) in (-1, 1)."""
+    """(z, labels) -> images: z (N, latent) standard normal, labels (N,) or None -> (N, S, S, channels) in [-1, 1]."""
 
     def __init__(self, arch, init=None):
         init = init or Init(0, arch.init)
@@ -65,10 +65,10 @@ class Generator(Module):
 
 
 class Discriminator(Module):
-    """(images, labels) -> scores: images (N, S, S, channels) in [-1, 1], labels (N,) or None -> (N,), real above fake.
+    """(images, labels) -> scores: images (N, S, S, channels) in [-1, 1], labels (N,) or None -> (N,), higher if real.
 
     D(x, y) = linear(h) + <embedding(y), h>, h the last features summed over positions (Miyato and Koyama's projection).
-    One that is trained on packs of images is given those; an image by itself it sees as a pack of equal ones.
+    With arch.pack = k > 1 it takes packs of images, (N, S, S, k channels); a single image is repeated k times.
     """
 
     def __init__(self, arch, init=None):

@@ -35,7 +35,7 @@ class Layer(Module):
 
 
 class Linear(Layer):
-    """x (N, C) @ w (C, O) + b -> (N, O), as a convolution sees it: images of one pixel."""
+    """x (N, C) @ w (C, O) + b (O,) -> (N, O), computed as a convolution of images of one pixel."""
 
     def __init__(self, init, inputs, outputs, spectral=True):
         super().__init__(init, (inputs, outputs), spectral)
@@ -75,7 +75,9 @@ class Embedding(Layer):
 
 
 class BatchNorm(Module):
-    """relu(gain xhat + bias), xhat normalised over batch and positions; with `classes`, gain and bias for each class.
+    """relu(gain xhat + bias): x (N, H, W, C), and labels (N,) if there are `classes` -> (N, H, W, C).
+
+    xhat is x normalised over batch and positions; with `classes` each of them has a gain and a bias of its own.
 
     The running mean and variance (biased) are exponential averages with `momentum`. Gain and bias are not spectrally
     normalised.
@@ -104,8 +106,9 @@ class SelfAttention(Module):
     x (N, H, W, C) -> (N, H, W, C), C >= 8. The projections are 1x1 convolutions without bias; gamma starts at 0.
     form "official" (the released code): values of width C/2; keys and values max-pooled 2x2, so H and W are even.
     form "paper": values of width C/8; keys and values at all positions.
-    Query and key have C/key numbers. The paper takes C/8, of 256 in G and 128 in D; left to us it is C/8, but at least
-    8: with the 2 or 4 that C = 16 or 32 would leave, D tells images apart less surely (examples/claims/README.md).
+    Query and key have C/key numbers; without `key` they have C/8, but at least 8. (The paper's key is 8, and its C is
+    256 in G and 128 in D.) With 1 number in place of 8, D told images apart less surely, though ten seeds leave a p of
+    0.11 (examples/claims/README.md).
     """
 
     gated = None  # what gated_output() gives, while a network is called that has made it beforehand (together.py)

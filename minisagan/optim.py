@@ -5,7 +5,7 @@
     falling rate:                lr min(1, (T + 1 - t) / (fall T))
     EMA:                         a <- a + (1 - d_t) (w - a)              d_t = min(decay, (1 + t) / (10 + t))
 
-where update t is the t-th of T: 1 ... T, but in the EMA the number of those before it, 0 ... T - 1.
+where Adam counts its updates from t = 1 to T, and the EMA's t counts those that were made before: 0 to T - 1.
 
 SAGAN trains with beta1 = 0, beta2 = 0.9 and two learning rates, one for each network (TTUR, Heusel et al. 2017). The
 running average of the generator's weights is not in the paper; it is what samples are drawn from.

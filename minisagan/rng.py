@@ -91,7 +91,7 @@ def truncated_normal(shape, limit, seed, stream, step):
 
     Element i is element i of the first of the draws normal(..., redraw = 0, 1, 2, ...) in which it lies within: so it
     is as random as ever, depends on no other element, and where `normal` was within the limit nothing changes.
-    UsageError for a limit below 0.1, of which only 8 % of all draws would be.
+    UsageError for a limit below 0.1, within which only 8 % of all draws lie.
     """
     if not limit >= 0.1:  # True for NaN, too
         raise UsageError(f"the truncation must be at least 0.1, not {limit}")

@@ -64,8 +64,8 @@ def generator_step(G, D, adam, ema, fakes, labels, draws=None):
 def descend(loss, network, adam):
     """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
-    ValueError for a loss that the network's last call had no part in, and for one that reaches the W of a W / sigma, or
-    gamma, by another way as well, such as an earlier call: take grad() there.
+    ValueError if the loss does not come from the network's last call, or if it also depends on a parameter in another
+    way than that call used it, such as on a bare W or gamma, or through an earlier call: take grad() there.
 
     The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
     gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
@@ -91,11 +91,12 @@ class Training:
 
     Everything that a step reads or moves is in `state` or follows from (config, step): a run that is stopped, saved,
     loaded and continued is the uninterrupted one. With `gpu` all of it lies on the GPU that cuda.use() chose, as do the
-    data; with `graph` a step of D and G, after a few that just run, is one launch (and each that D makes before it is
-    one more). `processes` processes share each batch (None: all that MPI's launcher started, on GPUs with one each,
-    else on a CPU as many as suit cpu.threads() and this batch), and not one bit of the weights depends on their number.
-    The others start with the first step; later changes to `state` here reach forks as well, but no other ranks of MPI.
-    The rates are the config's: what is set in `adam_g` or `adam_d` holds for this process's part of the weights alone.
+    data; with `graph`, each step of D and G after the first few is one launch of a recorded graph (with d_steps above 1
+    each further step of D is one more). `processes` processes share each batch (None: all that MPI's launcher started,
+    on GPUs with one each, else on a CPU as many as suit cpu.threads() and this batch), and not one bit of the weights
+    depends on their number. The others start with the first step; later changes to `state` here reach forks as well,
+    but no other ranks of MPI. The rates are the config's: what is set in `adam_g` or `adam_d` holds for this process's
+    part of the weights alone.
     """
 
     def __init__(self, config, dataset, gpu=False, graph=True, processes=1):
@@ -124,9 +125,9 @@ class Training:
     def advance(self, count=1):
         """`count` training steps, each of `d_steps` steps of D and one of G. Returns the losses and scores of the last.
 
-        They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Diverged,
-        naming the first tensor with a NaN or an infinity, and the rank of MPI, when a loss of any of the steps is not
-        finite.
+        They are name -> float; a GPU is waited for only here, so the longer `count`, the better it is used. Raises
+        Diverged if a loss of any of the steps is not finite: it names the first tensor with a NaN or an infinity, and
+        the rank of MPI.
         """
         if count < 1:
             raise ValueError(f"advance makes a step or more, not {count}")

@@ -113,7 +113,7 @@ def report(logs):
         ms = [1000 * log["seconds"][-1] / log["step"][-1] for log in found[s]]
         block = ["", "", ""]
         if kind != "none":
-            without = [log["without_gamma"]["consistent"] for log in found[s]]
+            without = [log["without_gamma"]["above_chance"] for log in found[s]]
             gammas = ([abs(gamma) for gamma in last(s, name)] for name in ("gamma_g", "gamma_d"))
             block = [*map(mean_std, gammas), mean_std(without)]
         rows.append([
@@ -126,8 +126,9 @@ def report(logs):
             differences.append([label(s), f"{NAMES[kind]} - {NAMES[other]}", difference, f"{permutation_p(a, b):.3f}"])
     steps = logs[0][0]["steps"]
     text = f"After {steps} steps; mean ± standard deviation over {len(found[settings[0]])} seeds\n\n"
-    header = ["", "", "weights G + D", "ms/step", "legible", "consistent", "above chance", "|gamma| G", "D", "gamma 0"]
-    text += table(header, rows) + "\nDifferences of 'above chance', with p of an exact permutation test over seeds\n\n"
+    header = ["", "", "weights G + D", "ms/step", "legible", "consistent", "above chance", "|gamma| G", "D", "at gamma 0"]
+    text += table(header, rows) + "\nAt gamma 0: above chance, in the same images without the block.\n"
+    text += "\nDifferences of 'above chance', with p of an exact permutation test over seeds\n\n"
     text += table(["", "", "difference", "p"], differences)
     panels = [
         plot.Panel(title, "training step", unit, [series(NAMES[s[2]], found[s], "step", name) for s in these])

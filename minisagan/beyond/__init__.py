@@ -1,1 +1,1 @@
-"""What the paper does not have, and helps: packs of images for D, and images that are augmented."""
+"""What the paper does not have: packs of images for D (PacGAN), and augmented images, for small data sets."""

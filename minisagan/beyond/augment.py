@@ -1,7 +1,7 @@
 """Augmentation that gradients pass through (Zhao et al., Differentiable Augmentation, 2020): mirror, shift, cut out.
 
-D sees real and generated images alike through it: so a few images become many, and G, whose gradient comes back through
-it, has no reason to draw what it makes of them. For image n, with a, b, m and the square Q its own draws,
+D sees real and generated images alike through it: so a few images become many. G's gradient passes through it, too,
+so G has no reason to draw images that are shifted or cut. For image n, with a, b, m and the square Q its own draws,
 
     y[h, w] = x[h - a, s(w - b)], 0 in Q and where that is outside          s(v) = m ? W - 1 - v : v
     dx[h, w] = g[h + a, s(w) + b], 0 where that is in Q or outside

@@ -9,7 +9,7 @@ import numpy as np
 def packed(x, labels, k):
     """What such a D is given: x (k N, S, S, C) -> (N, S, S, k C), labels (k N,) -> (N,) or None.
 
-    Image i, array or Tensor, has N + i, 2 N + i, ... beside it; all of them have its class.
+    Images i, N + i, 2 N + i, ... of x, an array or a Tensor, make one pack, and have to be of one class.
     """
     if k == 1:
         return x, labels

@@ -29,7 +29,8 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
 
     They have the classes of the test images of the run's data set, as often as these do, and are compared with them by
     the features of a small classifier, trained by minisagan on the training images. Beside each number stands that of
-    real training images. Writes evaluation.json into the run's folder.
+    real images: of training images for distances, precision and recall, of test images for score and accuracy. Writes
+    evaluation.json into the run's folder.
     """
     cpu.set_threads(threads)
     generator, config, about, file = runs.load_generator(run)

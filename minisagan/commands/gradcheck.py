@@ -18,8 +18,8 @@ ROW = "{:4}  {:52}  {:13}  {:>7}  {:>7}  {:>7}  {}"
 def command(op, as_json, where):
     """Compare the backward pass of every op with finite differences of its forward pass, in float64.
 
-    A row for each case: the worst relative error over all inputs, in the directions that METHOD says, must not exceed
-    the tolerance. The exit code is 5 if one does; the worst element is then shown with both values.
+    Each row is a case: ERROR, the worst relative error over all of its inputs, must not exceed ALLOWED; METHOD says in
+    which directions it was measured. The exit code is 5 if one does; the worst element is then shown with both values.
     """
     results = []
     for result in selfcheck.run(op, gpu=hardware.choose(where) != "cpu"):

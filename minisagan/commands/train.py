@@ -76,9 +76,10 @@ def setting(flag, **kwargs):
               help="Stop after so many minutes. A new run without --steps: as many steps as fit in.")
 @setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
 @setting("--accumulate", type=int, metavar="K", help="See a batch as K micro-batches, in the memory of one. Paper: 1.")
-@setting("--parts", type=int, metavar="P", help="A batch is summed in P parts, which as many processes can share.")
+@setting("--parts", type=int, metavar="P",
+         help="Sums over a batch are made in P parts, a power of 2: up to P processes share it.")
 @setting("--seed", type=int, help="Seed of all random numbers: weights, noise, the order of the data.")
-@setting("--width", type=int, help="Channels at full resolution. Paper: 64.")
+@setting("--width", type=int, help="Channels at full resolution. Paper's code: 64.")
 @setting("--size", type=int, help="Side of the images in pixels: 32, 64, 128, 256; but 32 in named sets. Paper: 128.")
 @setting("--channels", type=click.Choice([1, 3]), help="1: grey, 3: RGB. Folders only.")
 @setting("--fit", type=click.Choice(["crop", "pad"]), help="Cut a folder's images to squares, or frame them in black.")
@@ -86,10 +87,11 @@ def setting(flag, **kwargs):
 @setting("--skip-unreadable/--no-skip-unreadable", help="Leave damaged images of a folder out.")
 @click.option("--strict", is_flag=True, show_default=False, help="Refuse a folder that holds anything but images.")
 @setting("--pack", type=int, metavar="K", help="D sees K images of one class at once. Paper: 1.")
-@setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 of 128.")
+@setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 at 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
-@setting("--attention-key", type=int, metavar="K", help="Query and key have C/K numbers. Paper: 8, of 256 or 128.")
-@setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]), help="Networks that have it.")
+@setting("--attention-key", type=int, metavar="K", help="Queries and keys have C/K of C channels. Paper: K = 8.")
+@setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]),
+         help="Which networks have spectral norm.")
 @click.option("--conditional/--unconditional", default=None, show_default="conditional, if there are classes",
               help="Whether the networks are told the classes. Paper: conditional.")
 @setting("--d-steps", type=int, help="Steps of D for each one of G. Paper: 1.")

@@ -19,7 +19,7 @@ def relu(x):
 
 
 def tanh(x):
-    """tanh(x), element by element, any shape: values in (-1, 1)."""
+    """tanh(x), element by element, any shape: values in [-1, 1], since float32 rounds to the ends."""
     y = tanh_forward(x.data)
     return Tensor(y, (x,), lambda g, needs: (tanh_backward(y, g),), "tanh")
 

@@ -8,13 +8,13 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
 
     gather     y[h, w]                          = sum_ij  x[s h + i - t, s w + j - l] @ w[i, j]      forward
     scatter    y[s h + i - t, s w + j - l]     += x[h, w] @ w[i, j]                                  its transpose: dx
-    outer      dw[i, j]                         = sum_hw  x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
+    outer      dw[i, j]                         = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
 
-outer has one more row, db = sum_hw g[h, w]: b is the weight of a 1 that every position sees.
+outer has one more row, db = sum_nhw g[h, w]: b is the weight of an input that is 1 everywhere.
 
-The ReLU before a convolution, what a residual block adds to it (`rest`) and other cotangents of its x are taken along
-where x is read and a sum is stored: y = b + rest + gather(max(x, 0), w), dx = so far + [x > 0] scatter(g, w^T). So they
-cost no pass over memory of their own.
+The ReLU before a convolution is applied where x is read. What a residual block adds (`rest`), and x's cotangents from
+other ops, are added where a sum is stored: y = b + rest + gather(max(x, 0), w), dx = so far + [x > 0] scatter(g, w^T).
+So none of them costs a pass over memory of its own.
 """
 
 import numpy as np

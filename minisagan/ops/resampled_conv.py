@@ -4,9 +4,9 @@
     conv_down  avg_pool(conv(x, w))    a 4x4 convolution of stride 2
 
 Nearest up-sampling repeats each pixel 2x2 and average pooling sums 2x2, so a 3x3 kernel next to either acts as a 4x4
-kernel of stride 2, its convolution with a 2x2 box. That takes 16 multiplications instead of 36, and the result is the
-same at the borders, too, since the padding is of zeros. gather, scatter and outer are conv.py's. A CPU makes do with 9
-multiplications: there x is summed, not w (resampled_conv_numpy.py).
+kernel of stride 2, its convolution with a 2x2 box. For each pixel of the small image that takes 16 multiplications
+instead of 36, and the result is the same at the borders, too, since the padding is of zeros. gather, scatter and outer
+are conv.py's. A CPU makes do with 9 multiplications: there x is summed, not w (resampled_conv_numpy.py).
 """
 
 import numpy as np

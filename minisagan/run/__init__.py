@@ -3,7 +3,7 @@
     RUN/config.json                                what was asked for, on what data, with which versions; whose weights
                                                    it began with ("init_from"), which rates, or steps in which
                                                    they fall, changed on the way ("changes")
-    RUN/log.jsonl                                  a line of numbers for the first step, every LOG_EVERY, and those that
+    RUN/log.jsonl                                  a line of numbers for the first step, every 10th, and those that
                                                    were sampled, measured, or followed a change of rates
     RUN/checkpoints/step-00001000.safetensors      everything needed to go on, and to sample
     RUN/samples/step-00001000.png                  the same latents and classes each time

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each; killing a save leaves the old file or the new one, never neither.
+"""Checkpoints: one safetensors file each; a save that is killed leaves at its path what was there before.
 
     8 bytes    n, the length of the header, little-endian
     n bytes    JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}, ..., "__metadata__": {str: str}}
@@ -120,7 +120,7 @@ def of_steps(folder):
 
 
 def newest(folder, until=math.inf):
-    """The file with the highest "step", up to `until`, in its metadata, or None; a damaged header: not counted."""
+    """The file with the highest "step" up to `until`, by its metadata, or None. A damaged header does not count."""
     return next((path for step, path in _by_step(folder) if step <= until), None)
 
 

@@ -145,7 +145,7 @@ def recorded(folder):
 
 
 def places_now(config, file):
-    """{"dataset", "labels"} of this checkpoint by the config.json of its run, which learns if they are moved."""
+    """Where this checkpoint's data are now, {"dataset", "labels"}: config.json of its run is told if they are moved."""
     then = {"dataset": config.dataset, "labels": config.labels}
     try:
         about = recorded(folder_of(file))["config"]
@@ -196,7 +196,10 @@ def best(folder):
 
 
 def varied(folder):
-    """For each measure of variety.STEPS the last checkpoint from before a run's samples lacked it, if one is there."""
+    """{measure of variety.STEPS: the newest checkpoint up to the last step at which the samples had it, or None}.
+
+    A measure that no step had is left out.
+    """
     log, found = read_log(folder), {}
     for name in variety.STEPS:
         if step := variety.last_varied(log, name):

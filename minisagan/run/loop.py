@@ -31,13 +31,13 @@ EVALUATED = 1000  # images that are measured during training
 
 
 class Options(NamedTuple):
-    """What a run does beside training: steps between two times (0: never), and how many checkpoints stay."""
+    """Steps between two pictures, checkpoints and measurements (0: never), and how many checkpoints stay."""
 
     sample_every: int = 250
     checkpoint_every: int = 500
     keep: int = 3
     evaluate_every: int = 0
-    checkpoint_minutes: float = 10  # by the clock, beside the steps: a step may take long
+    checkpoint_minutes: float = 10  # between two checkpoints at most, since a step may take long; 0: no such limit
 
 
 USUAL = Options()
@@ -120,8 +120,8 @@ class Run:
         """The run at `path`, as it was at its newest checkpoint; or `path` is the checkpoint in a run to go back to.
 
         `places`: where the data, the "dataset" or its "labels", were moved to. `rates`: the lr_g or lr_d that holds
-        from here on; such changes are in the checkpoint at once. What the run wrote after it is deleted: it will be
-        written anew.
+        from here on; such changes are saved in the checkpoint at once. What the run wrote after that checkpoint is
+        deleted, to be written anew.
         """
         file = runs.find(path)
         folder = runs.folder_of(file)
