@@ -164,20 +164,16 @@ def parallel(body, count, spread=True):
     team.run(work, helpers)
 
 
-def _cached(count, bytes_each):
-    """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size."""
+def chunks(count, bytes_each, at_least=1):
+    """Cut `count` items, each with `bytes_each` bytes of working memory, into slices of cache size, for `parallel`.
+
+    It is for work whose result does not depend on where the cuts are. Where the whole is worth waking a thread, several
+    threads get `at_least` so many slices, and at least four.
+    """
+    if not alone() and worth_threads(count * bytes_each):
+        bytes_each = max(bytes_each, CHUNK_BYTES // -(-count // max(at_least, 4)))
     step = max(1, CHUNK_BYTES // max(1, bytes_each))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def chunks(count, bytes_each, at_least=1):
-    """The same, for `parallel`; for work whose result does not depend on where the cuts are.
-
-    Where the whole is worth waking a thread, several threads get `at_least` so many slices, and at least four.
-    """
-    if alone() or not worth_threads(count * bytes_each):
-        return _cached(count, bytes_each)
-    return _cached(count, max(bytes_each, CHUNK_BYTES // -(-count // max(at_least, 4))))
 
 
 def worth_threads(nbytes):

@@ -1,7 +1,7 @@
 """The GPU: its arrays, the kernels in the .cu files beside the ops, matrix products, and whole steps as graphs.
 
 CuPy is imported when a GPU is first asked for, and only then. Its arrays answer to NumPy's functions (np.concatenate of
-CuPy arrays computes on the GPU), so only what has a kernel of its own stands in the files ops/*_cuda.py. Everything
+CuPy arrays computes on the GPU), so only what has a kernel of its own stands in the files *_cuda.py. Everything
 runs on one stream and through one cuBLAS handle, so that a graph is the same work as the steps it was recorded from.
 """
 
@@ -95,27 +95,26 @@ def put(x, piece=64 << 20):
 class Kernels:
     """The CUDA kernels of a .cu file, compiled when one is first called, for each float type.
 
-        kernels = cuda.Kernels(Path(__file__).with_name("activation.cu"))  # in ops/activation_cuda.py
+        kernels = cuda.Kernels(__file__)  # in ops/activation_cuda.py: of activation.cu
         kernels("relu", blocks, threads, x, y, y.size)
 
-    `file` is the .cu, or the Python file of that name beside it. In the .cu text `real` is the float type of the
-    arrays, and #include "..." may name other files of its folder. Python's ints arrive as int, floats as real, NumPy's
+    `file` is x.py or x_cuda.py, beside x.cu. In the .cu text `real` is the float type of the arrays, and #include "..."
+    may name other files of its folder. Python's ints arrive as int, floats as real, NumPy's
     scalars as what they are, None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an
     address and no strides.
     """
 
     def __init__(self, file):
-        self.file = Path(file).with_suffix(".cu")
+        path = Path(file)
+        self.file = path.with_name(f"{path.stem.removesuffix('_cuda')}.cu")
 
-    def __call__(self, name, blocks, threads, *args, shared=0):
-        """Launch `name` on `blocks` (an int or up to three) of `threads` each, with `shared` bytes of shared memory."""
+    def __call__(self, name, blocks, threads, *args):
+        """Launch `name` on `blocks` (an int or up to three) of `threads` each."""
         real = next((a.dtype for a in args if getattr(a, "ndim", None) is not None and a.dtype.kind == "f"), np.float32)
         kernel = _module(self.file, np.dtype(real).name, tf32).get_function(name)
-        if shared > 48 << 10:  # more than that has to be asked for
-            kernel.max_dynamic_shared_size_bytes = shared
         grid = blocks if isinstance(blocks, tuple) else (blocks,)
         block = threads if isinstance(threads, tuple) else (threads,)
-        kernel(grid, block, tuple(_argument(name, a, real) for a in args), shared_mem=shared)
+        kernel(grid, block, tuple(_argument(name, a, real) for a in args))
 
 
 def _argument(kernel, value, real):

@@ -29,7 +29,7 @@ from minisagan.data import to_uint8
 from minisagan.errors import Fault, UsageError
 from minisagan.module import Module
 from minisagan.ops.batch_norm import EPS
-from minisagan.sampling import generate, latents
+from minisagan.sampling import generate, in_turn, latents
 from minisagan.together import spectral_weights
 
 OPSET, IR_VERSION = 13, 7  # of December 2020: softmax over any one axis is the newest thing that the graph needs
@@ -187,7 +187,7 @@ def compare(generator, model, size=None):
     options.intra_op_num_threads = cpu.threads()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     z, classes = latents(generator, CHECKED, 0), generator.arch.classes
-    labels = np.arange(CHECKED) % classes if classes else None
+    labels = in_turn(range(classes) if classes else None, CHECKED)
     given = {"z": z} | ({"labels": labels} if classes else {})
     ours, seconds = _timed(lambda: generate(generator, z, labels, CHECKED))
     (theirs,), their_seconds = _timed(lambda: session.run(None, given))

@@ -1,12 +1,10 @@
 """The gathering of arrays into a flat one on the GPU: the kernel of flat.cu."""
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("flat.cu"))
+kernels = cuda.Kernels(__file__)
 TENSORS = 128  # that one launch of gather takes
 TABLE = np.dtype([("from", np.uint64, TENSORS), ("start", np.int32, TENSORS), ("size", np.int32, TENSORS)])
 

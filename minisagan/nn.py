@@ -9,7 +9,6 @@ import numpy as np
 from minisagan import ops
 from minisagan.errors import UsageError
 from minisagan.module import Module
-from minisagan.ops.spectral import spectral_norms
 
 
 class Layer(Module):
@@ -31,7 +30,7 @@ class Layer(Module):
             return self.w
         if self.quotient is not None:
             return self.quotient
-        return spectral_norms([self.w], [self.u], self.training, [self.output_axis])[0]
+        return ops.spectral_norm(self.w, self.u, self.training, self.output_axis)
 
 
 class Linear(Layer):
@@ -96,8 +95,8 @@ class BatchNorm(Module):
         if gain.ndim == 2:
             gain, bias = self.rows or ops.embeddings([gain, bias], labels)  # (N, C) each
         if not self.training:
-            return ops.batch_norm(x, gain, bias, running, relu=True)[0]
-        return ops.batch_norm(x, gain, bias, relu=True, running=running, momentum=self.momentum)[0]
+            return ops.batch_norm(x, gain, bias, running, relu=True)
+        return ops.batch_norm(x, gain, bias, relu=True, running=running, momentum=self.momentum)
 
 
 class SelfAttention(Module):

@@ -1,12 +1,10 @@
 """Adam and the running average on the GPU: the kernels of optim.cu."""
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("optim.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def adam(w, m, v, g, t, steps, fall, lr, beta1, beta2, eps):

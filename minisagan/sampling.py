@@ -63,6 +63,11 @@ def generate(generator, z, labels, batch=64):
     return np.concatenate(images)
 
 
+def in_turn(classes, count):
+    """Labels int64 (count,): these classes over and over; None for no classes."""
+    return None if classes is None else np.resize(np.array(classes, np.int64), count)
+
+
 def draw(generator, count, classes, seed, size, truncation=None):
     """Images uint8 (count, size, size, C) and their labels int64 (count,), or None for no classes.
 
@@ -75,7 +80,7 @@ def draw(generator, count, classes, seed, size, truncation=None):
         raise ValueError("of which classes? None are asked for")
     padded = -(-count // BATCH) * BATCH
     z = latents(generator, padded, seed, truncation)
-    labels = None if classes is None else np.resize(np.array(classes, np.int64), padded)  # repeats them
+    labels = in_turn(classes, padded)
     batches = mpi.divided(_drawn, padded // BATCH, generator, z, labels, size)
     images = np.array(batches, np.uint8).reshape(padded, size, size, generator.arch.channels)
     return images[:count], None if labels is None else labels[:count]

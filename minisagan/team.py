@@ -11,7 +11,7 @@ import numpy as np
 from minisagan import cpu, cuda, data
 from minisagan.errors import Diverged, Fault, UsageError
 from minisagan.launcher import launched, named
-from minisagan.processes import Alone, checked, fork, mpi, nccl
+from minisagan.processes import Alone, fork, mpi, nccl
 
 _training = None  # on a rank above 0: the training that it has a share in
 
@@ -29,8 +29,10 @@ def size(processes, config, gpu):
     if gpu and config.parts > nccl.MOST_PARTS:
         raise UsageError(f"a GPU takes at most {nccl.MOST_PARTS} parts (--parts), not {config.parts}")
     batch = "batch" if config.accumulate == 1 else "micro-batch"
-    batch = f"a {batch} of {{}}" if pack == 1 else f"the {{}} packs in a {batch}"
-    return checked(processes, images, config.parts, batch)
+    batch = f"a {batch} of {images}" if pack == 1 else f"the {images} packs in a {batch}"
+    if processes < 1 or config.parts % processes or images % processes:
+        raise UsageError(f"{processes} processes: must divide the {config.parts} parts (--parts) and {batch}")
+    return processes
 
 
 def invite(training):

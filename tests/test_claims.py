@@ -209,9 +209,10 @@ def test_plans_are_fair():
     assert time == {1: pytest.approx(105), 5: pytest.approx(105, abs=0.1)}
     runs = spectral_norm.plan("mnist", full=False, quick=False)
     assert [(run["lr_g"] / 4e-4, run["lr_d"] / 16e-4, run["seed"]) for run in runs[::2]] == [
-        (1, 1, 0), (2, 2, 0), (4, 4, 0), (4, 4, 1), (8, 8, 0), (8, 8, 1)
+        (1, 1, 0), (2, 2, 0), (4, 4, 0), (4, 4, 1), (8, 2, 0), (8, 2, 1), (8, 8, 0)
     ]  # fmt: skip
-    assert [run["spectral_norm"] for run in runs] == ["discriminator", "both"] * 6
+    assert [run["spectral_norm"] for run in runs] == ["discriminator", "both"] * 7
+    assert all(run["lr_g"] * run["lr_d"] == pytest.approx(16e-4 * 64e-4) for run in runs[4:12])  # equal rates: the mean
     differ = {"spectral_norm", "lr_g", "lr_d", "seed"}
     assert len({json.dumps({name: run[name] for name in run if name not in differ}) for run in runs}) == 1
     runs = attention.plan(full=False, quick=False)

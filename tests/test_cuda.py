@@ -33,13 +33,6 @@ extern "C" __global__ void affine(const real* x, real* y, const long long* offse
   if (i < n) y[i] = factor * x[i] + (offset ? real(*offset) : real(0));
 }
 
-extern "C" __global__ void reverse(const real* x, real* y) {
-  extern __shared__ real tile[];
-  for (int i = threadIdx.x; i < 2 * blockDim.x; i += blockDim.x) tile[i] = x[i];
-  __syncthreads();
-  for (int i = threadIdx.x; i < 2 * blockDim.x; i += blockDim.x) y[i] = tile[2 * blockDim.x - 1 - i];
-}
-
 extern "C" __global__ void says_tf32(int* y) { *y = TF32; }
 extern "C" __global__ void says_tf32_and_real(int* y, const real* x) { *y = TF32; }
 """
@@ -85,14 +78,6 @@ def test_numbers_arrive_as_int_and_real_and_none_as_null(gpu, kernels, dtype):
     np.testing.assert_array_equal(gpu.get(y), dtype(0.3) * x)
     kernels("affine", (cuda.blocks_for(1000),), (256,), gpu.put(x), y, gpu.put(np.array(7)), dtype(2), np.int32(1000))
     np.testing.assert_allclose(gpu.get(y), 2 * x + 7, rtol=1e-6)
-
-
-@pytest.mark.parametrize("shared", [16 << 10, 60000])
-def test_shared_memory_even_beyond_what_every_kernel_gets(gpu, kernels, shared):
-    x = normal(2048, dtype=np.float64)
-    y = gpu.cupy.empty(2048)
-    kernels("reverse", 1, 1024, gpu.put(x), y, shared=shared)
-    np.testing.assert_array_equal(gpu.get(y), x[::-1])
 
 
 def test_an_array_with_strides_is_refused(gpu, kernels):

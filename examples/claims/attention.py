@@ -126,8 +126,8 @@ def report(logs):
             differences.append([label(s), f"{NAMES[kind]} - {NAMES[other]}", difference, f"{permutation_p(a, b):.3f}"])
     steps = logs[0][0]["steps"]
     text = f"After {steps} steps; mean ± standard deviation over {len(found[settings[0]])} seeds\n\n"
-    header = ["", "", "weights G + D", "ms/step", "legible", "consistent", "above chance", "|gamma| G", "D", "at gamma 0"]
-    text += table(header, rows) + "\nAt gamma 0: above chance, in the same images without the block.\n"
+    header = ["", "", "weights G + D", "ms/step", "legible", "consistent", "above chance", "|gamma| G", "D", "gamma 0"]
+    text += table(header, rows) + "\ngamma 0: above chance, in the same images without the block.\n"
     text += "\nDifferences of 'above chance', with p of an exact permutation test over seeds\n\n"
     text += table(["", "", "difference", "p"], differences)
     panels = [

@@ -1,12 +1,10 @@
 """Augmentation on the GPU: one launch each way, with a thread for each element."""
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("augment.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def augment_forward(x, draws):

@@ -138,7 +138,7 @@ Completion in bash: put this into ~/.bashrc (zsh: zsh_source and ~/.zshrc; fish:
 @click.option("--debug", is_flag=True, show_default=False, help="Show a traceback with an error.")
 @click.pass_context
 def cli(ctx, debug):
-    """SAGAN, the self-attention GAN, from scratch on NumPy.
+    """SAGAN, the self-attention GAN, from scratch on NumPy and CuPy.
 
     Begin with: minisagan train
     """

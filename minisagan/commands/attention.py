@@ -12,7 +12,7 @@ from minisagan.judge.evaluation import Judge
 from minisagan.look import attention_maps, pictures
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.sampling import draw, latents
+from minisagan.sampling import draw, in_turn, latents
 
 MEASURED = 256  # images that the measures and the causal test are taken over
 
@@ -58,7 +58,7 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
         raise UsageError(f"--gif shows all checkpoints of a run: name its folder instead of {run}")
     steps = checkpoint.of_steps(Path(run, "checkpoints")) if gif else {}
     if network == "generator":
-        inputs = _noise(net, max(count, MEASURED), chosen, seed)
+        inputs = latents(net, max(count, MEASURED), seed), in_turn(chosen, max(count, MEASURED))
     else:
         images = runs.load_data(config, about, run, data_dir, dataset)
         inputs = attention_maps.real_images(images, max(count, MEASURED), chosen, seed)
@@ -90,11 +90,6 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     click.echo(f"picture    {output}: {count} images, {where.shape[1]} points in each")
     if gif:
         click.echo(f"film       {gif}: the {len(steps)} checkpoints that {run} has; train --keep N keeps more")
-
-
-def _noise(generator, count, classes, seed):
-    """The latents and labels of minisagan sample's first images."""
-    return latents(generator, count, seed), None if classes is None else np.resize(np.array(classes, np.int64), count)
 
 
 def _evaluate(judge, generator, count, seed, size):

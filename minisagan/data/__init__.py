@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from minisagan.data import arrays, cifar, drawn, idx
 from minisagan.data.batches import batch, batch_indices, by_class, companions, crop, to_uint8
+from minisagan.data.places import locate
 from minisagan.data.reading import Reading
 from minisagan.errors import DataError, UsageError
 
@@ -83,9 +85,6 @@ def is_path(name):
 
 def find(name, where):
     """A file of the named set in the data folder, or None if it is not there: nothing is downloaded."""
-    from minisagan.data import arrays, cifar, idx
-    from minisagan.data.places import locate
-
     if name.startswith("emnist-"):
         return arrays.find(name, where)
     files = [cifar.FILE, cifar.MEMBERS["train"][0]]
@@ -100,7 +99,7 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
     own. To read a folder that bears the name of a set, write ./name.
     Raises UsageError for what cannot be asked, DataError for files that are missing or damaged.
 
-    Each kind's reader is imported where it is needed: with Pillow they would be 8 MB more in each process.
+    The reader of folders of images is imported when there is one: with Pillow it would be 6 MB more in each process.
     """
     origin, where = (name, data_dir, split, size, how), data_folder(data_dir)
     if split not in ("train", "test"):
@@ -110,9 +109,9 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
         raise UsageError(f"no data set is named: it is one of {', '.join(NAMES)}, or a path")
     if not named and split != "train":
         raise UsageError(f"{name}: what lies at a path has no {split} split; name what to use instead")
-    if not named:
-        from minisagan.data import arrays, folder
     if not named and path.is_dir() and not arrays.is_idx(path):
+        from minisagan.data import folder
+
         size = size or 64
         if size not in SIZES:
             raise UsageError(f"size {size}: images are {', '.join(map(str, SIZES))} pixels wide")
@@ -128,12 +127,8 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
     if name == "drawn-digits":
         dataset = Dataset(name, *_draw(split))
     elif name == "cifar10":
-        from minisagan.data import cifar
-
         dataset = Dataset(name, *cifar.load(where, split))
     elif named:
-        from minisagan.data import idx
-
         dataset = Dataset(name, *idx.load(name, where, split))
     elif path.is_file() or path.is_dir() or not is_path(name):
         dataset = Dataset(str(name), *arrays.load(path, where))
@@ -148,9 +143,7 @@ def load(name, data_dir=None, split="train", size=None, how=AS_USUAL):
 
 
 def _draw(split):
-    from minisagan.data.drawn import draw
-
     count, seed = DRAWN[split]
-    images, labels = draw(count, seed=seed)
+    images, labels = drawn.draw(count, seed=seed)
     hashes = {"images": hashlib.sha256(images).hexdigest(), "labels": hashlib.sha256(labels).hexdigest()}
     return images[..., None], labels, tuple("0123456789"), hashes

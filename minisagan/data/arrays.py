@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from minisagan.data.idx import TYPES, parse, read, spellings
+from minisagan.data.labels import natural
 from minisagan.data.places import locate
-from minisagan.data.scan import natural
 from minisagan.errors import DataError
 
 LARGEST = 256

@@ -15,7 +15,7 @@ import numpy as np
 from minisagan.data import labels, pixels
 from minisagan.data.decode import NO_IMAGE
 from minisagan.data.reading import Reading
-from minisagan.data.scan import natural, scan
+from minisagan.data.scan import scan
 from minisagan.errors import DataError
 
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -53,7 +53,7 @@ def load(root, size, where, how=Reading()):  # noqa: B008
     tops = [_class(file) for file in kept] if listed is None else [listed[file] for file in kept]
     if None in tops and any(tops):
         raise DataError(f"{root}: images both in it and in its folders; move the ones or the others away")
-    classes = sorted({top or "all" for top in tops}, key=natural)
+    classes = sorted({top or "all" for top in tops}, key=labels.natural)
     numbers = {name: k for k, name in enumerate(classes)}
     empty = {_class(file) for file in [*bad, *no_images]}
     empty |= {path.split(os.sep)[0] for path in found.folders} if listed is None and any(tops) else set()

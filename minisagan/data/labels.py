@@ -12,6 +12,7 @@ that is unique.
 import csv
 import json
 import os
+import re
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,11 @@ from minisagan.errors import DataError, UsageError
 
 FILE = ("file", "filename", "file_name", "image", "image_id", "path", "name", "id")
 LABEL = ("label", "labels", "class", "category", "target", "breed")
+
+
+def natural(text):
+    """A key to sort by: the numbers in a text count as numbers, so 2 stands before 10."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"([0-9]+)", text))], text
 
 
 def read(path, root, files):

@@ -6,7 +6,6 @@ first is taken, whatever else lies there.
 """
 
 import os
-import re
 from pathlib import Path
 
 from minisagan.data.decode import is_image
@@ -14,11 +13,6 @@ from minisagan.errors import DataError
 
 LITTER = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "lost+found", "#recycle", "$recycle.bin"}
 TRAIN, OTHERS = ("train", "training"), ("val", "valid", "validation", "test", "testing")  # splits
-
-
-def natural(text):
-    """A key to sort by: the numbers in a text count as numbers, so 2 stands before 10."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"([0-9]+)", text))], text
 
 
 def is_litter(name):

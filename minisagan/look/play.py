@@ -6,7 +6,6 @@ pixels to rounding, as there are fewer at a time.
 """
 
 import threading
-import time
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from minisagan.look import attention_maps, pictures, server
 from minisagan.look.interpolation import slerp
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.sampling import BATCH, generate, latents
+from minisagan.sampling import BATCH, generate, in_turn, latents
 
 COUNTS = {32: BATCH, 64: BATCH, 128: 8, 256: 4}  # images at a time, by the networks' size
 WIDE = 320  # the least width of the picture with a map, in pixels
@@ -84,19 +83,17 @@ class Play:
         """The images that are asked for, with the discriminator's scores of real ones."""
         with self._turn():
             asked = self._asked(body)
-            start = time.perf_counter()
             images, _, labels, scores, gamma = self._seen(asked, *self._file(asked.step))
             return server.as_json({
                 "images": [_uri(image) for image in data.crop(images, self.size)],
                 "names": [self.classes[k] for k in labels] if labels is not None else None,
-                "scores": scores, "gamma": gamma, "milliseconds": 1000 * (time.perf_counter() - start),
+                "scores": scores, "gamma": gamma,
             })  # fmt: skip
 
     def look(self, body):
         """The attention map of a point {"image": number, "point": [y, x]} of the images that are asked for."""
         with self._turn():
-            attention = self.arch.attention
-            if not attention:
+            if not self.arch.attention:
                 raise UsageError("this run was trained without attention: there is no map")
             point = body.pop("point", None)
             n = server.number(body.pop("image", None), "image", 0, COUNTS[self.arch.size] - 1, whole=True)
@@ -104,14 +101,12 @@ class Play:
                 raise UsageError("point must be [y, x], two numbers of pixels")
             y, x = (server.number(p, "a point's place", 0, self.size - 1, whole=True) for p in point)
             asked = self._asked(body)
-            images, features, labels, _, _ = self._seen(asked, *self._file(asked.step))
+            images, features, *_ = self._seen(asked, *self._file(asked.step))
             layer = self._load(asked.network, *self._file(asked.step))[0].attention
             points = np.array([[[y, x]]])
             weights = attention_maps.maps(layer, features[n : n + 1], points, self.arch.size, self.size)[0, 0]  # (h, w)
             return server.as_json({
                 "picture": _uri(self._over(images[n], weights)),
-                "name": None if labels is None else self.classes[labels[n]],
-                "cell": [(p + (self.arch.size - self.size) // 2) * attention // self.arch.size for p in (y, x)],
                 **self._told(weights, y, x),
             })  # fmt: skip
 
@@ -180,8 +175,7 @@ class Play:
         network, count = self._load(asked.network, file, written)[0], COUNTS[self.arch.size]
         choice = None if not self.classes else range(len(self.classes)) if asked.label is None else [asked.label]
         if asked.network == "generator":
-            labels = None if choice is None else np.resize(np.array(choice, np.int64), count)
-            inputs = self._latents(network, count, asked), labels
+            inputs = self._latents(network, count, asked), in_turn(choice, count)
         else:
             inputs = attention_maps.real_images(self._data(), count, choice, asked.seed)
         features = gamma = None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from minisagan.look.pictures import SERIES, draw_text, length, strip, write_png
+from minisagan.look.pictures import SERIES, draw_text, length, strip
 
 AXIS, RULE = "#999999", "#E8E8E8"
 DENSE = 200  # points: a series of as many is drawn pale, with its running mean over it
@@ -69,17 +69,14 @@ def of_log(records, title, ylabel, series):
     return Panel(title, "step", ylabel, found)
 
 
-def curves(path, records):
-    """Draws a run's log, a list of dicts, as a picture (H, W, 3); writes it to `path` unless that is None.
+def curves(records):
+    """Draws a run's log, a list of dicts, as a picture, uint8 (H, W, 3).
 
     A run that logs no gamma, or no Frechet distance, has no panel for it.
     """
     panels = [of_log(records, *chart) for chart in CHARTS]
     logged = lambda panel: any(len(xs) for _, xs, *_ in panel.series)
-    image = plot([p for p in panels if p.title in ALWAYS or p.title in WHERE_LOGGED and logged(p)])
-    if path is not None:
-        write_png(path, image)
-    return image
+    return plot([p for p in panels if p.title in ALWAYS or p.title in WHERE_LOGGED and logged(p)])
 
 
 def plot(panels, columns=1, width=900, height=250):

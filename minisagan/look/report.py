@@ -18,7 +18,7 @@ from minisagan.look import attention_maps, pictures, plot
 from minisagan.look.words import duration
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.sampling import latents
+from minisagan.sampling import in_turn, latents
 
 SHOWN, MEASURED = 6, 64  # images in the picture of attention; that its numbers are means over
 
@@ -156,7 +156,7 @@ def _attention(report):
         return ""
     classes = generator.arch.classes
     z = latents(generator, MEASURED, 0)
-    labels = np.arange(MEASURED) % classes if classes else None
+    labels = in_turn(range(classes) if classes else None, MEASURED)
     shown = z[:SHOWN], None if labels is None else labels[:SHOWN]
     legible = pictures.legible(dict(enumerate(about["classes"])) if classes else {})
     names = None if labels is None else [legible[k] for k in shown[1]]

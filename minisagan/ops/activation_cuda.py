@@ -1,12 +1,10 @@
 """ReLU and tanh on the GPU: one launch for each direction."""
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("activation.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def relu_forward(x):

@@ -4,12 +4,10 @@ cuBLAS may add up in another order if there are fewer rows. Where these are imag
 of images of one pixel: what comes of an image does not depend on how many there are.
 """
 
-from pathlib import Path
-
 from minisagan import batch, cuda
 from minisagan.ops import conv_cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("arithmetic.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def product(a, b):

@@ -1,13 +1,12 @@
 """Attention on a GPU: products by cuBLAS, on tensor cores, and the kernels of attention.cu for softmax between them."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("attention.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def softmax_forward(x, axis):

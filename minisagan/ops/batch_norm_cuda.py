@@ -4,13 +4,12 @@ What blocks find is joined by the last block of these channels, in the same laun
 joined, too, or more than ROWS slots are, there is another launch for it.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import batch, cuda, processes
+from minisagan.ops.batch_norm import EPS
 
-kernels = cuda.Kernels(Path(__file__).with_name("batch_norm.cu"))
+kernels = cuda.Kernels(__file__)
 ROWS = 32  # of threads that join, as in batch_norm.cu
 BLOCKS = 2048  # that a kernel's work is cut into at most: a few times what a large GPU has at work at once
 
@@ -29,21 +28,21 @@ def statistics(x, running, momentum):
     return mean, var
 
 
-def normalise(x, mean, var, gain, bias, eps, relu):
+def normalise(x, mean, var, gain, bias, relu):
     N, H, W, C = x.shape
     x, P = cuda.cupy().ascontiguousarray(x), H * W
     blocks, threads, step = _cuts(N, P, C)
     y = np.empty_like(x)
-    kernels("normalise", blocks, threads, x, mean, var, gain, bias, y, P, C, step, C * (gain.ndim == 2), relu, eps)
+    kernels("normalise", blocks, threads, x, mean, var, gain, bias, y, P, C, step, C * (gain.ndim == 2), relu, EPS)
     return y
 
 
-def backward(g, x, mean, var, gain, bias, eps, y, constant):
+def backward(g, x, mean, var, gain, bias, y, constant):
     N, H, W, C = x.shape
     g, x = (cuda.cupy().ascontiguousarray(a) for a in (g, x))
     P, stride, world = H * W, C * (gain.ndim == 2), processes.world()
     blocks, threads, step = _cuts(N, P, C)
-    inputs, sizes = (x, mean, var, gain, bias, g), (P, C, step, stride, y is not None, eps)
+    inputs, sizes = (x, mean, var, gain, bias, g), (P, C, step, stride, y is not None, EPS)
     sum_g, sum_gx = (cuda.cupy().empty((N, blocks[1], C), x.dtype) for _ in range(2))
     mean_g, mean_gx, dgain, dbias = (np.empty_like(a) for a in (mean, mean, gain, gain))
     dx = np.empty_like(x)

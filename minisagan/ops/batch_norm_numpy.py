@@ -7,7 +7,7 @@ step at 32x32 takes 6 % longer for `statistics`, 4 % for `normalise` and 5 % for
 import numpy as np
 
 from minisagan import batch, cpu
-from minisagan.ops.batch_norm import of_batch, over_images
+from minisagan.ops.batch_norm import EPS, of_batch, over_images
 
 
 def statistics(x, running, momentum):
@@ -27,17 +27,17 @@ def statistics(x, running, momentum):
     return of_batch(batch.whole(moments), running, momentum)
 
 
-def normalise(x, mean, var, gain, bias, eps, relu):
+def normalise(x, mean, var, gain, bias, relu):
     """y as x * scale + shift: one multiplication and one addition for each number."""
-    rstd = 1 / np.sqrt(var + eps)
+    rstd = 1 / np.sqrt(var + EPS)
     scale = gain * rstd
     return _affine(x, scale, bias - mean * scale, relu)
 
 
-def backward(g, x, mean, var, gain, bias, eps, y, constant):
+def backward(g, x, mean, var, gain, bias, y, constant):
     """dx = scale g - b - a (x - mean), as one affine pass after that which gates g and sums it."""
     _, H, W, _ = x.shape
-    rstd = 1 / np.sqrt(var + eps)
+    rstd = 1 / np.sqrt(var + EPS)
     scale = gain * rstd
     gated, dbias, dgain = _gated_sums(g, y, x, mean)
     dgain *= rstd

@@ -3,13 +3,11 @@
 No patch is ever copied to memory, and kernels turned or transposed as views are read as they lie: conv.cu says how.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import batch, cuda, processes
 
-kernels = cuda.Kernels(Path(__file__).with_name("conv.cu"))
+kernels = cuda.Kernels(__file__)
 
 BLOCKS = 512  # about how many should be at work at once: fixed, so that results depend on shapes alone. Not measured.
 THREADS = 128  # of a block, and TAPS: as in conv.cu

@@ -2,14 +2,13 @@
 through the labels."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 
 from minisagan import batch, cuda
 from minisagan.ops.embedding import check_labels
 
-kernels = cuda.Kernels(Path(__file__).with_name("embedding.cu"))
+kernels = cuda.Kernels(__file__)
 TABLES = 64  # that one launch takes
 _TABLE = np.dtype([("from", np.uint64), ("C", np.int32), ("to", np.int32), ("size", np.int32)], align=True)
 _ALL = np.dtype([("table", _TABLE, TABLES)])  # the struct Tables of embedding.cu

@@ -1,12 +1,10 @@
 """The hinge losses on the GPU: one launch for each direction, and one for the means of the scores."""
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import batch, cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("hinge.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def discriminator_forward(x):

@@ -1,12 +1,10 @@
 """Resampling on the GPU: one launch each, with a thread for each element of the small image."""
 
-from pathlib import Path
-
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("resample.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def repeat(x, factor, so_far=None):

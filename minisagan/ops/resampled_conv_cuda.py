@@ -1,11 +1,9 @@
 """Kernels smeared by a 2x2 box, and back, on the GPU: what else these convolutions need is conv_cuda.py's."""
 
-from pathlib import Path
-
 from minisagan import batch, cuda
 from minisagan.ops.conv_cuda import channel_sum, partial_outer
 
-kernels = cuda.Kernels(Path(__file__).with_name("resampled_conv.cu"))
+kernels = cuda.Kernels(__file__)
 
 
 def smear(w, factor):

@@ -1,13 +1,12 @@
 """Spectral norm of all layers of a network on the GPU: three launches forward, two if u rests, and two back."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from minisagan import cuda
 
-kernels = cuda.Kernels(Path(__file__).with_name("spectral.cu"))
+kernels = cuda.Kernels(__file__)
 LAYERS = 64  # that one launch takes
 _INTS = ("K", "O", "first", "rows", "tile", "group", "y", "v", "o", "share")
 _LAYER = np.dtype([("w", np.uint64), ("u", np.uint64), *((name, np.int32) for name in _INTS)])

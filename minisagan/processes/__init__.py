@@ -18,8 +18,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minisagan.errors import UsageError
-
 PARTS = 8  # of which a sum over the batch is made, if no configuration says otherwise
 
 _group = None  # the back end's group of processes in which this one computes just now
@@ -121,13 +119,6 @@ def publish(*arrays):
     """Each process has updated its part of these flat arrays (or of none): now all are here, and have all of them."""
     if _group:
         _group.publish(arrays)
-
-
-def checked(count, batch_size, parts, batch="a batch of {}"):
-    """`count`; UsageError if so many processes can't have equal shares of a batch that is summed in so many parts."""
-    if count < 1 or parts % count or batch_size % count:
-        raise UsageError(f"{count} processes: must divide the {parts} parts (--parts) and {batch.format(batch_size)}")
-    return count
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from minisagan.measures import measure
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.run.lockfile import locked
-from minisagan.sampling import generate, latents
+from minisagan.sampling import generate, in_turn, latents
 from minisagan.train import Training
 
 LOG_EVERY = 10
@@ -236,7 +236,7 @@ class Run:
             self.save()
         if not self.picture().exists():
             self.sample()
-        plot.curves(self.folder / "curves.png", runs.read_log(self.folder))
+        pictures.write_png(self.folder / "curves.png", plot.curves(runs.read_log(self.folder)))
         frames = runs.sampled(self.folder)
         files, captions = [path for _, path in frames], [f"step {step}" for step, _ in frames]
         pictures.write_gif(self.folder / "progress.gif", files, 400, last=2000, captions=captions)
@@ -264,7 +264,7 @@ class Run:
     def evaluate(self):
         """Metric -> number, of EVALUATED images; always of the same latents and classes."""
         training = self.training
-        labels = np.resize(self.judge.labels, EVALUATED) if training.config.architecture.classes else None
+        labels = in_turn(self.judge.labels if training.config.architecture.classes else None, EVALUATED)
         images = self._images(EVALUATED, labels)
         found = self.judge.measure(images, labels)
         found.pop("worst_class", None)  # a name among numbers
