@@ -12,7 +12,7 @@ each 2x2 window together.
 
 import numpy as np
 
-from minisagan import nn, ops
+from minisagan import nn
 from minisagan.autograd import Tensor, no_tape
 from minisagan.init import Init
 
@@ -44,12 +44,6 @@ def attention_by_hand():
     return layer
 
 
-def weights(layer, x):
-    """beta (queries, keys): from each position, how much it takes from each. Attending to an identity shows it."""
-    query, key = (project(x).reshape(1, SIZE * SIZE, -1) for project in (layer.query, layer.key))  # (1, positions, 9)
-    return ops.attend(query, key, Tensor(np.eye(SIZE * SIZE)[None])).data[0]
-
-
 def text(image):
     """A picture of values in letters, the largest darkest."""
     levels = (image - image.min()) / (image.max() - image.min()) * 9.999
@@ -75,7 +69,7 @@ def main():
     image, x = toy_image(rng)
     layer = attention_by_hand()
     with no_tape():
-        beta = weights(layer, Tensor(x))
+        beta = layer.beta(Tensor(x)).data[0]  # (queries, keys)
         y = layer(Tensor(x)).data
     row = beta.reshape(SIZE, SIZE, SIZE, SIZE)[FIRST]  # (SIZE, SIZE): what the first cross looks at
     others = row.copy()

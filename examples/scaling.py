@@ -10,7 +10,6 @@ Its bytes follow from the sizes of the networks and what was counted here; its s
 import argparse
 import json
 import math
-import os
 import shutil
 import statistics
 import subprocess
@@ -18,7 +17,6 @@ import sys
 from pathlib import Path
 
 from minisagan.config import Architecture
-from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
 
 BATCH, IMAGES, SIZE, WIDTH = 32, 2048, 128, 64
@@ -38,14 +36,14 @@ def bench(launcher, threads, batch, *more):
     start = [shutil.which("mpiexec") or Path(sys.executable).with_name("mpiexec"), "-n", "2"] if launcher else []
     options = "--threads", threads, "--batch-size", batch, *more, "--json"
     command = [*start, sys.executable, "-m", "minisagan", "bench", *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, env=os.environ)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def weights(width, attention):
     """Weights of both networks together."""
     arch = Architecture(size=SIZE, channels=3, width=width, classes=10, attention=attention, init="xavier")
-    networks = Generator(arch, Init(0, "xavier")), Discriminator(arch, Init(0, "xavier"))
+    networks = Generator(arch), Discriminator(arch)
     return sum(p.data.size for network in networks for p in network.parameters().values())
 
 

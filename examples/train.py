@@ -11,10 +11,10 @@ from dataclasses import replace
 import click
 import numpy as np
 
-from minisagan import data, rng
+from minisagan import data
 from minisagan.config import recipe
 from minisagan.look import pictures
-from minisagan.sampling import generate
+from minisagan.sampling import generate, latents
 from minisagan.train import Training
 
 
@@ -36,9 +36,9 @@ def main(steps, batch_size, out):
             columns = "  ".join(f"{record[name]:7.3f}" for name in ("loss_d", "loss_g", "d_real", "d_fake"))
             print(f"{training.step:4}  {columns}")
 
-    z = rng.normal((100, config.architecture.latent), config.seed, rng.Stream.SAMPLE_Z, 0)  # (100, latent)
-    labels = np.repeat(np.arange(10), 10)  # a row for each class
-    images = data.to_uint8(generate(training.sampler(), z, labels), dataset.image_size)  # (100, 28, 28, 1)
+    generator, labels = training.sampler(), np.repeat(np.arange(10), 10)  # a row for each class
+    z = latents(generator, 100, config.seed)  # (100, latent)
+    images = data.to_uint8(generate(generator, z, labels), dataset.image_size)  # (100, 28, 28, 1)
     pictures.write_png(out, pictures.grid(images, columns=10, names=dataset.classes))
     print(f"{out}: 10 samples of each digit")
 

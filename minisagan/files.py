@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all."""
+"""Files and folders that are there whole, or not at all; JSON that says each thing once."""
 
 import os
 import shutil
@@ -9,6 +9,13 @@ from pathlib import Path
 from minisagan.errors import Fault
 
 UNFINISHED = ".minisagan-", ".tmp"  # how the names of folders begin and end that a kill may leave
+
+
+def once(pairs):
+    """For json.loads: the dict of these pairs. ValueError if a name stands there twice, of which it keeps the last."""
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return table
 
 
 @contextmanager

@@ -44,9 +44,8 @@ class Result:
     `error` is the worst of all inputs. It was found at `index` (a tuple: that element; an int: that random
     direction) of the input named `input`, where the tape says `analytic` and the differences `numeric`.
     `method` is "every element", "8 directions", or "both" where some inputs are small and some large; of
-    `check_adjoint` it is "adjoint". `fault`
-    says in words what is wrong where nothing could be compared (a gradient of another shape, an input written
-    to ...); `error` is infinite then.
+    `check_adjoint` it is "adjoint". `fault` says in words what is wrong where nothing could be compared (a gradient of
+    another shape, an input written to ...); `error` is infinite then.
     """
 
     name: str

@@ -17,11 +17,12 @@ from minisagan import cpu, cuda, ops, processes, rng, team
 from minisagan.autograd import Tensor, ancestors, grad, no_tape
 from minisagan.beyond.augment import augmented
 from minisagan.beyond.pack import packed
+from minisagan.flat import flatten
 from minisagan.init import Init
 from minisagan.inputs import Inputs
 from minisagan.models import Discriminator, Generator
 from minisagan.ops.hinge import mean_scores
-from minisagan.optim import EMA, Adam, flatten
+from minisagan.optim import EMA, Adam
 from minisagan.sampling import take_statistics
 
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g")  # what is recorded of a step; d_real, d_fake: D's mean scores

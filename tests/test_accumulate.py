@@ -9,9 +9,10 @@ from minisagan import parity, train
 from minisagan.autograd import no_tape
 from minisagan.config import Architecture, Config
 from minisagan.errors import UsageError
+from minisagan.flat import flatten
 from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
-from minisagan.optim import EMA, Adam, flatten
+from minisagan.optim import EMA, Adam
 from minisagan.train import Training, descend, discriminator_step, generator_step
 
 ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3, pack=2)

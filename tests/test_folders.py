@@ -299,7 +299,7 @@ def test_a_list_of_labels_in_the_folder_is_nothing_left_out(tmp_path, load):
         ('{"a.png": null}', "a.png has no label"),
         ("a.png,cat\na.png,dog\n", "a.png has two labels"),
         ("a.png,\n", "a.png has no label"),
-        ('{"a.png": "cat", "a.png": "dog"}', "a name stands in it twice"),
+        ('{"a.png": "cat", "a.png": "dog"}', "a name stands twice in it"),
         ("", "it names no file"),
     ],
 )

@@ -16,10 +16,11 @@ import pytest
 from minisagan import parity, rng
 from minisagan.config import Architecture, Config
 from minisagan.data import batch
+from minisagan.flat import flatten
 from minisagan.init import Init
 from minisagan.inputs import Inputs
 from minisagan.models import Discriminator, Generator
-from minisagan.optim import EMA, Adam, flatten
+from minisagan.optim import EMA, Adam
 from minisagan.train import discriminator_step, generator_step
 
 FILE = Path(__file__).with_name("golden.json")

@@ -10,9 +10,10 @@ from minisagan import cuda, data, parity, rng
 from minisagan.autograd import Tensor
 from minisagan.config import Architecture, Config
 from minisagan.errors import Diverged
+from minisagan.flat import flatten
 from minisagan.flat_cuda import TENSORS
 from minisagan.measures import measure
-from minisagan.optim import EMA, Adam, flatten
+from minisagan.optim import EMA, Adam
 from minisagan.run import checkpoint
 from minisagan.sampling import generate
 from minisagan.train import Training

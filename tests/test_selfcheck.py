@@ -46,9 +46,10 @@ def test_strided_cases_are_not_contiguous():
             assert np.array_equal(x, s) and not s.flags.c_contiguous and not s.flags.f_contiguous
 
 
-def test_run_without_a_name_goes_through_all():
-    rows = selfcheck.run()
-    assert next(rows).name.startswith(next(iter(selfcheck.CASES)))
+def test_run_without_a_name_goes_through_all(monkeypatch):
+    asked = []
+    monkeypatch.setattr(selfcheck, "cases", lambda op: asked.append(op) or [])
+    assert list(selfcheck.run()) == [] and asked == list(selfcheck.CASES)
 
 
 def test_run_of_an_unknown_op_names_the_known():

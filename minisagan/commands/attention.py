@@ -12,7 +12,7 @@ from minisagan.judge.evaluation import Judge
 from minisagan.look import attention_maps, pictures
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.sampling import draw, in_turn, latents
+from minisagan.sampling import in_turn, latents
 
 MEASURED = 256  # images that the measures and the causal test are taken over
 
@@ -78,9 +78,9 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     facts = {"checkpoint": str(file), "network": network, "points": where.tolist()}
     facts |= attention_maps.measure(net, *inputs) | {"without": attention_maps.causal_test(net, size, *inputs)}
     if judge:
-        facts |= {"metrics": _evaluate(judge, net, metrics, seed, size), "floor": judge.floor()}
+        facts |= {"metrics": judge.judged(net, seed, size), "floor": judge.floor()}
         with attention_maps.without(net):
-            facts["without"]["metrics"] = _evaluate(judge, net, metrics, seed, size)
+            facts["without"]["metrics"] = judge.judged(net, seed, size)
         by = judge.classifier
         facts["classifier"] = {"hash": by.hash, "accuracy": by.accuracy, "features": judge.features.shape[1]}
     if as_json:
@@ -90,11 +90,6 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     click.echo(f"picture    {output}: {count} images, {where.shape[1]} points in each")
     if gif:
         click.echo(f"film       {gif}: the {len(steps)} checkpoints that {run} has; train --keep N keeps more")
-
-
-def _evaluate(judge, generator, count, seed, size):
-    """The metrics of `count` images, of the classes of test images."""
-    return judge.measure(*draw(generator, count, judge.labels if generator.arch.classes else None, seed, size))
 
 
 def _show(facts, arch):
@@ -108,5 +103,5 @@ def _show(facts, arch):
         click.echo(
             f"           Frechet distance {whole['frechet']:.2f} -> {bare['frechet']:.2f}, "
             f"real images {facts['floor']['frechet']:.2f} "
-            f"({net['features']} features of classifier {net['hash'][:12]}, accuracy {net['accuracy']:.2%})"
+            f"({net['features']} features of classifier {net['hash']}, accuracy {net['accuracy']:.2%})"
         )

@@ -10,7 +10,6 @@ from minisagan.commands import hardware
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
-from minisagan.sampling import draw
 
 ROW = "{:28}{:>12}{:>12}"
 
@@ -42,9 +41,7 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
             "that alone makes their distance larger",
             err=True,
         )
-    classes = judge.labels if config.architecture.classes else None
-    images, asked = draw(generator, count, classes, seed, about["image_size"])
-    found, floor = judge.measure(images, asked), judge.floor()
+    found, floor = judge.judged(generator, seed, about["image_size"]), judge.floor()
     for numbers in (found, floor):
         if "worst_class" in numbers:
             numbers["worst_class"] = about["classes"][numbers["worst_class"]]

@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 
 from minisagan.errors import DataError, UsageError
+from minisagan.files import once
 
 FILE = ("file", "filename", "file_name", "image", "image_id", "path", "name", "id")
 LABEL = ("label", "labels", "class", "category", "target", "breed")
@@ -37,7 +38,7 @@ def read(path, root, files):
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: no text in UTF-8 ({error.reason})") from error
     try:
-        rows = _json(json.loads(text, object_pairs_hook=_once)) if str(path).lower().endswith(".json") else _csv(text)
+        rows = _json(json.loads(text, object_pairs_hook=once)) if str(path).lower().endswith(".json") else _csv(text)
         rows = [(os.path.normpath(_text(name)), _text(label)) for name, label in rows]
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a list of files and labels ({error})") from error
@@ -65,13 +66,6 @@ def read(path, root, files):
         if not label or listed.setdefault(known[name], label) != label:
             raise DataError(f"{path}: {name} has {'two labels' if label else 'no label'}")
     return listed
-
-
-def _once(pairs):
-    """The dict of these pairs; ValueError if a name stands there twice, of which JSON would keep the last."""
-    if len(table := dict(pairs)) < len(pairs):
-        raise ValueError("a name stands in it twice")
-    return table
 
 
 def _json(table):

@@ -14,6 +14,7 @@ from minisagan import data, rng
 from minisagan.errors import UsageError
 from minisagan.judge import classifier, metrics
 from minisagan.judge.classifier import FEATURES
+from minisagan.sampling import draw
 
 COUNT = 10_000  # images that are usually measured
 K = 3  # of precision and recall
@@ -68,6 +69,11 @@ class Judge:
         made = data.Dataset("generated", images, np.zeros(len(images), np.int64), self.classes, {})
         features, probabilities = self.classifier.look(made, np.arange(len(images)))
         return self._distances(features) | _alone(probabilities, asked)
+
+    def judged(self, generator, seed, image_size):
+        """`measure` of `count` samples of this generator, whose classes are those of the test images."""
+        classes = self.labels if generator.arch.classes else None
+        return self.measure(*draw(generator, self.count, classes, seed, image_size))
 
     def floor(self):
         """The same metrics of real images."""

@@ -24,8 +24,9 @@ _group = None  # the back end's group of processes in which this one computes ju
 
 
 class Group:
-    """What the back ends of CPUs have in common: fork.Forks and mpi.Ranks."""
+    """What all groups have in common: Alone, fork.Forks, mpi.Ranks and nccl.Gpus."""
 
+    ended = False  # whether a new one is needed
     carries = False  # arrays: those who share memory need none carried
     divides = True  # the work of updating weights
 
@@ -35,11 +36,17 @@ class Group:
     def halved(self, terms):
         return halved(terms)
 
+    def publish(self, arrays):
+        """Where all are in one memory, or updated by each, none need be sent."""
 
-class Alone:
+    def complete(self):
+        """Have all arrays on rank 0, where they are not."""
+
+
+class Alone(Group):
     """A group of one process."""
 
-    rank, world, ended, divides = 0, 1, False, True
+    rank, world = 0, 1
 
     def __init__(self, parts):
         self.parts = parts
@@ -51,12 +58,6 @@ class Alone:
 
     def exchange(self, x):
         return x[None]
-
-    def publish(self, arrays):
-        pass
-
-    def complete(self):
-        pass
 
 
 def parts():

@@ -112,9 +112,6 @@ class Forks(processes.Group):
         self.meet()
         return slots
 
-    def complete(self):
-        """There is nothing to fetch: the arrays lie in memory that all share."""
-
     def publish(self, arrays):
         """The arrays lie in memory that all share: what is wanted is that nobody reads too early."""
         self.meet()

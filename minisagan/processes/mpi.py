@@ -148,7 +148,7 @@ class Ranks(processes.Group):
     own part only, until rank 0 calls `complete`: then the others get `give()` to call, which publishes theirs.
     """
 
-    ended, carries = False, True
+    carries = True
 
     def __init__(self, there, give, state, owned, parts=processes.PARTS):
         self.comm, self.parts, self.there, self.give = comm(), parts, there, give

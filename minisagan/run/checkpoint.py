@@ -24,6 +24,7 @@ import numpy as np
 
 from minisagan import cuda
 from minisagan.errors import DataError, Diverged, Fault, UsageError
+from minisagan.files import once
 
 FORMAT = "minisagan-1"
 HEADER_CAP = 4 << 20  # bytes: some 15,000 tensors, and little memory for a hostile file
@@ -219,7 +220,7 @@ def _header(file):
     text = file.read(length)
     if not text.startswith(b"{"):
         raise ValueError("not safetensors: the header does not start with {")
-    table = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+    table = json.loads(text.decode(), object_pairs_hook=once)
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ is not a table of strings")
@@ -249,17 +250,10 @@ def _hashes(metadata, table):
     """The tensors' hashes, or None for another program's file; takes our two keys out of `metadata`."""
     if metadata.get("format") != FORMAT and "sha256" not in metadata:
         return None
-    hashes = json.loads(metadata.pop("sha256", "{}"), object_pairs_hook=_no_duplicates)
+    hashes = json.loads(metadata.pop("sha256", "{}"), object_pairs_hook=once)
     if not isinstance(hashes, dict) or hashes.keys() != {"__metadata__", *table}:
         raise ValueError("the header is damaged: its sha256 do not name the tensors")
     if hashes["__metadata__"] != _hash_of_header(metadata, table):
         raise ValueError("the header is damaged: its sha256 differs")
     metadata.pop("format", None)
     return hashes
-
-
-def _no_duplicates(pairs):
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return table

@@ -103,8 +103,7 @@ def _load(path, kind, prefix):
     config = read_config(about, file)
     config = moved(config, **places_now(config, file))
     network = kind(config.architecture)
-    wanted = {f"{prefix}.{name}": p.data for name, p in network.parameters().items()}
-    wanted |= {f"{prefix}.{name}": buffer for name, buffer in network.buffers().items()}
+    wanted = {f"{prefix}.{name}": x for name, x in network.state().items()}
     checkpoint.match({name: x for name, x in tensors.items() if name.startswith(f"{prefix}.")}, wanted)
     return network.eval(), config, json.loads(about["data"]), file
 
