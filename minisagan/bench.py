@@ -165,14 +165,14 @@ def kinds(team):
 
         return call
 
-    init, loop, beside = Tensor.__init__, cpu.Team.run, primitives.beside
+    init, loop, beside = Tensor.__init__, cpu.Threads.run, primitives.beside
 
     def clocked_init(self, data, parents=(), vjp=None, op=""):
         clock = functools.partial(clocked, "passes")
         init(self, data, parents, vjp and (lambda g, needs: _each(clock, clock(vjp)(g, needs))), op)
 
-    def clocked_loop(team, work, helpers):  # of several threads: this one works, too, and then waits for the others
-        clocked("waiting", loop)(team, clocked("passes", work), helpers)
+    def clocked_loop(threads, work, helpers):  # this one works, too, and then waits for the others
+        clocked("waiting", loop)(threads, clocked("passes", work), helpers)
 
     clocks = {
         (np, "matmul"): clocked("products", np.matmul),
@@ -180,7 +180,7 @@ def kinds(team):
         (conv_numpy, "expand"): clocked("copies", conv_numpy.expand),
         (primitives, "beside"): lambda plain, where: clocked("passes", beside(plain, where)),
         (Tensor, "__init__"): clocked_init,
-        (cpu.Team, "run"): clocked_loop,
+        (cpu.Threads, "run"): clocked_loop,
     }
     operators = "__add__", "__radd__", "__mul__", "__rmul__"
     clocks |= {(Tensor, name): clocked("passes", getattr(Tensor, name)) for name in operators}

@@ -25,11 +25,11 @@ CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, a
 LONG = 1 << 13  # numbers in an inner loop of NumPy's, if it can be chosen
 LINE = 64  # bytes in a line of the cache
 
-_team, _count = None, None  # the threads, and how many there are to be (None: as many as cores)
+_threads, _count = None, None  # the threads, and how many there are to be (None: as many as cores)
 _local = threading.local()
 
 
-class Team:
+class Threads:
     """Threads that wait to help with a loop.
 
     A hand-over is two locks: 50 us on the 2-core virtual machine where this was measured, most of it the waking of a
@@ -60,7 +60,7 @@ class Team:
         """Call work() here and in `helpers` other threads at once; the first error of any is raised.
 
         If they help another thread already, as when two requests to a page compute at once, it is called here alone.
-        Who is interrupted while waiting for them (by Ctrl-C) leaves this team, and a new one is made.
+        Who is interrupted while waiting for them (by Ctrl-C) leaves these, and new ones are made.
         """
         if not self.free.acquire(blocking=False):
             work()
@@ -96,11 +96,11 @@ class Team:
 
 def set_threads(count=None):
     """Use `count` threads (default: all cores this process may run on), each with a single-threaded BLAS."""
-    global _team, _count
+    global _threads, _count
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _team:
-        _team.dismiss()
-    _team, _count = Team((count or cores) - 1), count
+    if _threads:
+        _threads.dismiss()
+    _threads, _count = Threads((count or cores) - 1), count
     keep_freed_memory()
     threadpool_limits(1, "blas")  # one BLAS thread for each of ours: anything more fights over the same cores
     sys.setswitchinterval(1e-3)  # not 5 ms: a thread that waits for Python's lock gets it sooner, 2 % of a step
@@ -108,14 +108,14 @@ def set_threads(count=None):
 
 def start():
     """Make ready to compute, if nobody has: the threads of `set_threads`. The first op does it; an import does not."""
-    if _team is None:
+    if _threads is None:
         set_threads(_count)
 
 
 def _forget():
     """Let the next loop make the threads anew: a process that somebody forks from this one has none of them."""
-    global _team
-    _team = None
+    global _threads
+    _threads = None
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no forks
@@ -125,7 +125,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no forks
 def threads():
     """How many threads compute."""
     start()
-    return len(_team.starts) + 1
+    return len(_threads.starts) + 1
 
 
 def busy(count):
@@ -153,15 +153,15 @@ def parallel(body, count, spread=True):
         for i in range(count):
             body(i)
         return
-    team = _team
-    helpers = min(len(team.starts), count - 1)
+    others = _threads  # these, whatever set_threads does meanwhile
+    helpers = min(len(others.starts), count - 1)
     todo = iter(range(count))  # shared: taking the next number is one step under Python's lock
 
     def work():
         for i in todo:
             body(i)
 
-    team.run(work, helpers)
+    others.run(work, helpers)
 
 
 def chunks(count, bytes_each, at_least=1):

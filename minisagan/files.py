@@ -1,5 +1,6 @@
-"""Files and folders that are there whole, or not at all; JSON that says each thing once."""
+"""Files and folders that are there whole, or not at all; locks; JSON that says each thing once."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -8,7 +9,28 @@ from pathlib import Path
 
 from minisagan.errors import Fault
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None
+
 UNFINISHED = ".minisagan-", ".tmp"  # how the names of folders begin and end that a kill may leave
+
+
+def lock(file, wait=False):
+    """Whether flock(2)'s lock on an open file could be had: not if another process has it, unless we `wait` for that.
+
+    The kernel lets go of it when a process dies. Where the system, or this file system, has no locks, it could be had.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+    return True
 
 
 def once(pairs):

@@ -1,7 +1,6 @@
 // Arrays, one behind the other, in a flat one (flat.py).
 
 #define TENSORS 128
-#define STRIDE int(gridDim.x * blockDim.x)
 
 struct Table {  // comes by value, as part of the launch
   const real* from[TENSORS];

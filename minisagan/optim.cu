@@ -1,8 +1,6 @@
 // Adam and the running average of optim.py over flat arrays. t, and what follows from it, is read on the GPU, so that
 // a recorded graph counts on.
 
-#define STRIDE int(gridDim.x * blockDim.x)
-
 // m <- beta1 m + (1 - beta1) g    v <- beta2 v + (1 - beta2) g^2    w <- w - lr mhat / (sqrt(vhat) + eps)
 // where lr is multiplied by min(1, (steps + 1 - t) / (fall steps)), if it has a fall
 extern "C" __global__ void adam(real* w, real* m, real* v, const real* g, int count, const long long* t,

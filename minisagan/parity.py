@@ -17,22 +17,26 @@ from minisagan.train import Training
 SMALL = Config(batch_size=16, architecture=Architecture(width=8, attention_key=8))  # tried in a moment
 
 
-def noise(config, count):
+def noise_images(config, count):
     """A data set of `count` images of uniform noise, for networks like these."""
     arch, random = config.architecture, np.random.default_rng(0)
     images = random.integers(0, 256, (count, arch.size, arch.size, arch.channels), np.uint8)
     return data.Dataset("noise", images, np.arange(count) % max(1, arch.classes), ("",) * max(1, arch.classes), {})
 
 
+def open_gates(*networks):
+    """Set their gammas, of those that have attention, to 0.5: at first they are 0, and nothing of it would show."""
+    for network in networks:
+        if network.arch.attention:
+            network.attention.gamma.data[...] = 0.5
+
+
 def errors(config):
     """Relative differences of a training step on the GPU from the CPU's, what -> error."""
     config = replace(config, flip=True)
-    dataset = noise(config, 3 * config.batch_size)
+    dataset = noise_images(config, 3 * config.batch_size)
     gpu, cpu = Training(config, dataset, gpu=True), Training(config, dataset)
-    for training in (gpu, cpu):  # at first the gates are 0, and nothing of attention would show
-        for network in (training.G, training.D):
-            if config.architecture.attention:
-                network.attention.gamma.data[...] = 0.5
+    open_gates(gpu.G, gpu.D, cpu.G, cpu.D)
     losses = [list(training.advance().values()) for training in (gpu, cpu)]
     return {
         "losses": _error(*map(np.array, losses)),

@@ -29,7 +29,7 @@ ENVIRONMENT = os.environ | {
 ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3)
 CONFIG = Config(batch_size=32, flip=True, architecture=ARCH)
 PACKS = Config(batch_size=64, accumulate=2, d_steps=2, parts=4, augment=True, architecture=replace(ARCH, pack=2))
-DATA = parity.noise(CONFIG, 100)
+DATA = parity.noise_images(CONFIG, 100)
 SCRIPT = """
 import sys
 from minisagan.errors import Fault
@@ -68,8 +68,7 @@ def script(folder, first, head=""):
 def opened(config=CONFIG, processes=1, **where):
     """A training whose gates of attention are open, so that all of it matters."""
     training = Training(config, DATA, processes=processes, **where)
-    for network in (training.G, training.D):
-        network.attention.gamma.data[...] = 0.5
+    parity.open_gates(training.G, training.D)
     return training
 
 
@@ -87,7 +86,7 @@ def looked():
     """A digest of what a classifier that has learned nothing finds in 600 images: the judge's view of them."""
     from minisagan.judge.classifier import Classifier
 
-    dataset = parity.noise(CONFIG, 700)
+    dataset = parity.noise_images(CONFIG, 700)
     features, probabilities = Classifier(32, 1, 3).eval().look(dataset, np.arange(600)[::-1] + 50)
     assert features.shape == (600, 128) and features.std() > 0
     return hashlib.sha256(features.tobytes() + probabilities.tobytes()).hexdigest()

@@ -24,8 +24,8 @@ TWICE = {"adam": 7 / 4, "ema": 3 / 2}  # of the bytes of their arrays
 def recorded(config):
     """(name, bytes) of each node of a step of D and G: recorded on the GPU in use, whose kernels load."""
     small = Config(batch_size=2, flip=config.flip, architecture=SMALL)
-    Training(small, parity.noise(small, 4), gpu=True, graph=False).advance()
-    training = Training(config, parity.noise(config, config.batch_size), gpu=True)
+    Training(small, parity.noise_images(small, 4), gpu=True, graph=False).advance()
+    training = Training(config, parity.noise_images(config, config.batch_size), gpu=True)
     training.step_both._record()
     return training.step_both.recorded.nodes
 

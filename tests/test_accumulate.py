@@ -25,8 +25,7 @@ def gradients(of, rate, accumulate):
     Of D or G, in float64, with open gates.
     """
     G, D, average = (kind(ARCH, Init(0, dtype=np.float64)) for kind in (Generator, Discriminator, Generator))
-    for network in (G, D):
-        network.attention.gamma.data[...] = 0.5
+    parity.open_gates(G, D)
     adam = Adam((D if of == "D" else G).parameters(), rate, accumulate=accumulate)
     ema = EMA(adam.weights, flatten(average.parameters()))
     first, found, random = adam.weights.copy(), [], np.random.default_rng(0)
@@ -89,7 +88,7 @@ def test_as_many_real_images_as_generated_ones():
 
 def test_no_steps_and_rates_that_fall_in_no_steps_are_refused():
     config = Config(steps=0, batch_size=K * N, fall=0.5, architecture=ARCH)
-    training = Training(config, parity.noise(config, K * N))
+    training = Training(config, parity.noise_images(config, K * N))
     with pytest.raises(ValueError, match="advance makes a step or more, not 0"):
         training.advance(0)
     with pytest.raises(ValueError, match="a training of 0 steps has no time in which rates could fall"):
@@ -100,7 +99,7 @@ def test_no_steps_and_rates_that_fall_in_no_steps_are_refused():
 
 
 def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):
-    training = Training(Config(batch_size=8, architecture=ARCH), parity.noise(Config(architecture=ARCH), 20))
+    training = Training(Config(batch_size=8, architecture=ARCH), parity.noise_images(Config(architecture=ARCH), 20))
     training.advance()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train, "generator_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # D has moved
@@ -111,7 +110,7 @@ def test_a_training_that_was_interrupted_in_a_step_does_not_go_on(monkeypatch):
 
 def test_micro_batches_see_and_draw_what_as_many_batches_would():
     config = Config(batch_size=8, accumulate=2, d_steps=1, lr_g=0, lr_d=0, augment=True, flip=True, architecture=ARCH)
-    data = parity.noise(config, 20)
+    data = parity.noise_images(config, 20)
     one, two = Training(config, data), Training(replace(config.micro, d_steps=2), data)
     of_one, of_two = one.advance(), two.advance()
     np.testing.assert_array_equal(one.indices[1], two.indices[0])

@@ -13,7 +13,7 @@ from minisagan.models import Discriminator, Generator
 from minisagan.train import Training
 
 CONFIG = Config(batch_size=8, augment=True, d_steps=2, architecture=Architecture(width=8, classes=3))
-DATA = parity.noise(CONFIG, 20)
+DATA = parity.noise_images(CONFIG, 20)
 
 
 def noted(kind, monkeypatch):

@@ -137,14 +137,14 @@ def test_a_loops_last_thread_is_waited_for(slowed, monkeypatch):
     before = cpu.threads()
     cpu.set_threads(2)
     try:
-        monkeypatch.setattr(cpu.Team, "run", lambda team, work, helpers: work())
-        loops, products = slowed(cpu.Team, "run", 5.0), slowed(np, "matmul", 1.0)
+        monkeypatch.setattr(cpu.Threads, "run", lambda threads, work, helpers: work())
+        loops, products = slowed(cpu.Threads, "run", 5.0), slowed(np, "matmul", 1.0)
         with bench.kinds(Alone(8)) as seconds:
             conv_numpy.pointwise(np.ones((8, 64, 64, 8), np.float32), np.ones((8, 8), np.float32))
     finally:
         cpu.set_threads(before)
     assert seconds["waiting"] == 5 * len(loops) == 5 and seconds["products"] == len(products) >= 4
-    assert cpu.Team.run.__name__ == "call" and seconds["passes"] == 0
+    assert cpu.Threads.run.__name__ == "call" and seconds["passes"] == 0
 
 
 def test_the_machines_own_rate_is_a_rate():

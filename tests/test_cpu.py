@@ -86,14 +86,14 @@ def test_whoever_is_interrupted_while_waiting_has_threads_again():
             started.set()
             go.wait(30)
 
-    team = cpu._team
-    acquire = team.done.acquire
-    team.done.acquire = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    threads = cpu._threads
+    acquire = threads.done.acquire
+    threads.done.acquire = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         cpu.parallel(body, 2)
     go.set()
-    team.done.acquire = acquire
-    assert (counted(20) == 1).all() and cpu.threads() == 2 and cpu._team is not team
+    threads.done.acquire = acquire
+    assert (counted(20) == 1).all() and cpu.threads() == 2 and cpu._threads is not threads
 
 
 def threads_of(images, side):

@@ -38,11 +38,10 @@ RECIPE = "digits' recipe, augmented"
 def losses(arch):
     """L_D, mean D(real), mean D(fake) and L_G of each step: (STEPS, 4) float64; gates of attention are open."""
     G, D, average = (kind(arch, Init(0, dtype=np.float64)) for kind in (Generator, Discriminator, Generator))
-    for network in (G, D):
-        network.attention.gamma.data[...] = 0.5
+    parity.open_gates(G, D)
     adam_g, adam_d = Adam(G.parameters(), 1e-4), Adam(D.parameters(), 2e-4)
     ema, found = EMA(adam_g.weights, flatten(average.parameters())), []
-    data = parity.noise(Config(architecture=arch), 3 * N)
+    data = parity.noise_images(Config(architecture=arch), 3 * N)
     for step in range(STEPS):
         images, labels = batch(data, np.arange(step * N, step * N + N) % len(data))
         z = rng.normal((N, arch.latent), 0, rng.Stream.Z_D, step).astype(np.float64)
@@ -63,7 +62,7 @@ def losses_of_the_recipe():
     same = {"fall": config.fall, "steps": STEPS}
     adam_g, adam_d = Adam(G.parameters(), config.lr_g, **same), Adam(D.parameters(), config.lr_d, **same)
     ema, found = EMA(adam_g.weights, flatten(average.parameters())), []
-    data = parity.noise(config, 3 * N)
+    data = parity.noise_images(config, 3 * N)
     inputs = Inputs(config, data, data)
     for step in range(STEPS):
         images, labels, z, draws = inputs.of_d(inputs.seen(step), step)

@@ -113,14 +113,13 @@ one_gpu = pytest.mark.parametrize("gpu", ["emulated", pytest.param("gpu", marks=
 ARCH = Architecture(width=4, attention=8, attention_key=8, latent=8, classes=3)
 NODES = 314  # kernels, products and copies of the default's graph; driver/walk.py holds the real CuPy's to it
 CONFIG = Config(batch_size=2, lr_d=8e-4, flip=True, ema=0.5, architecture=ARCH)
-DATA = parity.noise(CONFIG, 5)  # an epoch ends in the middle of a batch
+DATA = parity.noise_images(CONFIG, 5)  # an epoch ends in the middle of a batch
 
 
 def opened(config=CONFIG, **where):
     """A training whose gates of attention are open, so that all of it matters."""
     training = Training(config, DATA, **where)
-    for network in (training.G, training.D, training.average):
-        network.attention.gamma.data[...] = 0.5
+    parity.open_gates(training.G, training.D, training.average)
     return training
 
 

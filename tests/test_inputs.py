@@ -19,7 +19,7 @@ CONFIG = Config(batch_size=12, architecture=Architecture(width=8, classes=3))
 
 def imbalanced(config, count=60):
     """Noise for images, four fifths of them of class 0."""
-    made = parity.noise(config, count)
+    made = parity.noise_images(config, count)
     return replace(made, labels=np.where(np.arange(count) % 5, 0, 1 + np.arange(count) % 2))
 
 
@@ -40,7 +40,7 @@ def test_real_images_bring_their_classes_and_noise_is_new_each_time(pack):
 
 def test_an_unconditional_network_is_given_no_classes():
     config = replace(CONFIG, architecture=replace(CONFIG.architecture, classes=0))
-    data = parity.noise(config, 60)
+    data = parity.noise_images(config, 60)
     inputs = Inputs(config, data, data)
     assert inputs.of_d(inputs.seen(0), 0)[1] is None
 
@@ -85,9 +85,7 @@ def test_the_tape_that_outlives_a_step_of_d_gives_the_gradient_of_images_made_an
     """Bit for bit: of G as it was before D's step, and by D as it is after it."""
     config = replace(CONFIG, **more)
     training = Training(config, imbalanced(config))
-    for network in (training.G, training.D):
-        if config.architecture.attention:
-            network.attention.gamma.data[...] = 0.5
+    parity.open_gates(training.G, training.D)
     step, call, last, gradients = train.generator_step, train.Generator.__call__, [], []
 
     def noted(G, *given):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from minisagan import files
 from minisagan.errors import Fault
-from minisagan.run import lockfile
 from minisagan.run.lockfile import locked
 
 pytest.importorskip("fcntl")
@@ -93,12 +93,12 @@ def test_a_file_system_without_locks_runs_unprotected(tmp_path, monkeypatch, cod
     def flock(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(lockfile.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     with locked(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_system_without_flock_runs_unprotected(tmp_path, monkeypatch):
-    monkeypatch.setattr(lockfile, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with locked(tmp_path), locked(tmp_path):
         pass

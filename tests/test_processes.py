@@ -27,14 +27,13 @@ from minisagan.train import Training, descend
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="batches are shared on Linux only")
 CONFIG = Config(batch_size=64, flip=True, architecture=Architecture(width=8, classes=3))
-DATA = parity.noise(CONFIG, 100)
+DATA = parity.noise_images(CONFIG, 100)
 
 
 def opened(processes, config=CONFIG):
     """A Training whose gates of attention are open, so that all of it matters."""
     training = Training(config, DATA, processes=processes)
-    for network in (training.G, training.D):
-        network.attention.gamma.data[...] = 0.5
+    parity.open_gates(training.G, training.D)
     return training
 
 

@@ -35,7 +35,8 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     arch = Architecture(size=size, width=width, attention=size // 2, channels=1 if size == 32 else 3, pack=pack)
     config = Config(batch_size=batch_size, architecture=arch)
     with hardware.memory(batch_size, hardware.SMALLER):
-        training = Training(config, parity.noise(config, batch_size), gpu=where != "cpu", graph=graph, processes=None)
+        images = parity.noise_images(config, batch_size)
+        training = Training(config, images, gpu=where != "cpu", graph=graph, processes=None)
         bench.times(training, 3)
         seconds = bench.times(training, steps)
     step = statistics.median(seconds)

@@ -31,12 +31,12 @@ def command(run, output, to, uint8):
     suffix = choices.check_suffix("-o", output, *(f".{known}" for known in FORMATS if to in (None, known)))
     if uint8 and suffix != ".onnx":
         raise UsageError("--uint8 is for graphs: a file of weights has no images")
-    generator, config, data, file = runs.load_generator(run)
-    about = export.metadata(config, data, file)
+    generator, config, about, file = runs.load_generator(run)
+    metadata = export.metadata(config, about, file)
     compared = ""
     if suffix == ".onnx":
-        size = data["image_size"] if uint8 else None
-        model = export.to_onnx(generator, about, size)
+        size = about["image_size"] if uint8 else None
+        model = export.to_onnx(generator, metadata, size)
         difference, ours, theirs = export.compare(generator, model, size)
         times = f"{theirs * 1000:.0f} ms in onnxruntime, {ours * 1000:.0f} ms in minisagan"
         compared = f"\n{export.CHECKED} images: {times}; they differ by {difference:.2g} at most"
@@ -44,5 +44,5 @@ def command(run, output, to, uint8):
             temp.write_bytes(model)
     else:
         with replacing(output) as temp:
-            checkpoint.write(temp, export.folded(generator), about)
+            checkpoint.write(temp, export.folded(generator), metadata)
     click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB, the generator of {file}{compared}")

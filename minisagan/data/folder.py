@@ -14,7 +14,6 @@ import numpy as np
 
 from minisagan.data import labels, pixels
 from minisagan.data.decode import NO_IMAGE
-from minisagan.data.reading import Reading
 from minisagan.data.scan import scan
 from minisagan.errors import DataError
 
@@ -23,7 +22,7 @@ HEIF = (".heic", ".heif", ".hif")
 NAMED = 5  # files on the screen; if there are more, all stand in a file
 
 
-def load(root, size, where, how=Reading()):  # noqa: B008
+def load(root, size, where, how):
     """(images (N, size, size, C) uint8, labels (N,) int64, classes, hashes, names of the damaged files left out).
 
     DataError names bad files.

@@ -8,10 +8,7 @@ import os
 import time
 from contextlib import contextmanager, suppress
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None
+from minisagan.files import lock
 
 DAY = 86400  # seconds: so long an interrupted file may wait for the one who goes on with it
 
@@ -21,9 +18,9 @@ def claim(path, wait):
     """Opens `path` for reading and writing, made if need be, when no other process has it; calls `wait` if one has."""
     while True:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            if not _lock(file, block=False):
+            if not lock(file):
                 wait()
-                _lock(file, block=True)
+                lock(file, wait=True)
             if _is(path, file):  # else it has got its name, or is gone, since we opened it
                 yield file
                 return
@@ -38,7 +35,7 @@ def sweep(folder, owner, mine):
         journal = path.with_suffix(".journal")
         with suppress(OSError), open(path, "r+b") as file:
             old = time.time() - path.stat().st_mtime > DAY
-            if path != mine and _lock(file, block=False) and (old or owner_of(journal) == owner):
+            if path != mine and lock(file) and (old or owner_of(journal) == owner):
                 path.unlink()
                 journal.unlink(missing_ok=True)
     for journal in folder.glob("*.journal"):
@@ -54,15 +51,3 @@ def owner_of(journal):
 def _is(path, file):
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-
-
-def _lock(file, block):
-    """Whether the lock could be had; where the file system has none, it could."""
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True

@@ -105,7 +105,7 @@ def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES)
     frames = {k: _shrunk(x, WIDEST) for k, x in ((k, _read(frames[k])) for k in kept) if x is not None}
     if not frames:
         return
-    frames, captions = _framed(list(frames.values())), captions and [captions[k] for k in frames]
+    frames, captions = _of_one_shape(list(frames.values())), captions and [captions[k] for k in frames]
     durations = [milliseconds] * (len(frames) - 1) + [milliseconds if last is None else last]
     while len(film := _film(frames, captions, durations)) > LARGEST and (side := max(frames[0].shape)) > 8:
         side = int(side * max(0.3, 0.95 * (LARGEST / len(film)) ** 0.5))
@@ -124,7 +124,7 @@ def _read(frame):
         return None
 
 
-def _framed(frames):
+def _of_one_shape(frames):
     """Frames (H, W, C) of one shape: names of classes, at the left, take what room the fonts of a machine ask for."""
     if len({x.shape for x in frames}) < 2:
         return frames

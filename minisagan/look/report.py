@@ -82,7 +82,7 @@ def files_of(name, folder):
 
 def trouble(name, error):
     """In place of a section what stands in its way."""
-    return _section(name, name.capitalize(), html.escape(str(error)))
+    return _section(name, html.escape(str(error)))
 
 
 def _title(report):
@@ -93,10 +93,10 @@ def _title(report):
     )
 
 
-def _section(name, title, text, *cards):
+def _section(name, text, *cards):
     """A part of the page: its cards stand side by side where there is room."""
     return (
-        f'<section id="{name}">\n<h2>{title}</h2>\n<p class="soft">{text}</p>\n'
+        f'<section id="{name}">\n<h2>{name.capitalize()}</h2>\n<p class="soft">{text}</p>\n'
         f'<div class="grid">\n{"".join(cards)}</div>\n</section>'
     )
 
@@ -124,7 +124,7 @@ def _pictures(report):
         cards.append(_card("The way there", inside))
     rows = ", a row for each class" if cards and report.loaded[1].architecture.classes else ""
     text = f"The same latents each time{rows}: drawn, not chosen." if cards else "None yet."
-    return _section("samples", "Samples", text, *cards)
+    return _section("samples", text, *cards)
 
 
 def _charts(report):
@@ -135,7 +135,7 @@ def _charts(report):
     log = runs.read_log(report.folder)
     if found := variety.collapse(log):
         text = f"<strong>The generator has collapsed: {found}. Try {variety.advice(report.loaded[1])}.</strong> {text}"
-    return _section("curves", "Curves", text, *(_chart(plot.of_log(log, *chart)) for chart in plot.CHARTS))
+    return _section("curves", text, *(_chart(plot.of_log(log, *chart)) for chart in plot.CHARTS))
 
 
 def _chart(panel):
@@ -168,7 +168,7 @@ def _attention(report):
     rows = attention_maps.in_words(facts, without, generator.arch)
     text = "Where the generator looks from the marked points, and the means over "
     return _section(
-        "attention", "Attention", f"{text}{MEASURED} images.",
+        "attention", f"{text}{MEASURED} images.",
         _card("Maps", f'<div class="scroll">{image}</div>', wide=True),
         _card("Measures", _table(rows), wide=True),
     )  # fmt: skip
@@ -196,7 +196,7 @@ def _evaluation(report):
     body = "".join(f"<tr><th>{name}</th><td>{a}</td><td>{b}</td></tr>\n" for name, a, b in rows)
     head = "<tr><th></th><th>generated</th><th>real</th></tr>\n"
     table = f'<div class="scroll"><table>\n{head}{body}</table></div>'
-    return _section("metrics", "Metrics", text, _card("Generated beside real", table))
+    return _section("metrics", text, _card("Generated beside real", table))
 
 
 def _facts(report):
@@ -214,7 +214,7 @@ def _facts(report):
     if more:
         replay = f"does not replay the run by itself: {' and '.join(sorted(more))} in it say why"
     return _section(
-        "configuration", "Configuration", f"Of {html.escape(str(file))}. config.json beside the log {replay}.",
+        "configuration", f"Of {html.escape(str(file))}. config.json beside the log {replay}.",
         _card("Training", _table(values)), _card("Networks", _table(arch)),
         _card("Data", _table(dataset)), _card("Versions", _table(json.loads(report.metadata["versions"]))),
     )  # fmt: skip
