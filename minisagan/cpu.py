@@ -8,6 +8,7 @@ processes.
 """
 
 import ctypes
+import functools
 import math
 import mmap
 import os
@@ -24,6 +25,7 @@ from minisagan import processes
 CHUNK_BYTES = 2 << 20  # what a chunk's buffers may take: near a core's cache, and enough work to hand to a thread
 LONG = 1 << 13  # numbers in an inner loop of NumPy's, if it can be chosen
 LINE = 64  # bytes in a line of the cache
+PACKING = {"Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen"}  # the kinds of code of OpenBLAS that pack always
 
 _threads, _count = None, None  # the threads, and how many there are to be (None: as many as cores)
 _local = threading.local()
@@ -137,6 +139,15 @@ def blas():
     """The matrix library behind NumPy, its version and the processor that it chose its code for."""
     found = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
     return ", ".join(f"{b['internal_api']} {b['version']} ({b.get('architecture', '?')})" for b in found) or "unknown"
+
+
+@functools.cache
+def packs_always():
+    """Whether the matrix library packs the matrices of every product, even small ones, which takes time for each row.
+
+    OpenBLAS has kernels that do without where there is AVX-512. Of other libraries it isn't known.
+    """
+    return any(lib.get("architecture") in PACKING for lib in threadpool_info() if lib["user_api"] == "blas")
 
 
 def alone():

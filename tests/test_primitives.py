@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisagan import cpu, primitives
+from minisagan import cpu, primitives, processes
 from minisagan.autograd import Tensor, grad
 from minisagan.ops import conv_numpy, resampled_conv_numpy, winograd_numpy
 from minisagan.ops.conv import gather, scatter
@@ -65,6 +65,7 @@ def test_wide_kernels_are_multiplied_in_pieces_that_blas_does_not_pack(f, stride
     given = x, w, stride, 2, 2, size, random.standard_normal(O), random.standard_normal((1, *size, O))
     given = *given, f is gather or random.standard_normal((1, *size, O))  # relu, or the gate
     expected = f.plain(*given)
+    monkeypatch.setattr(cpu, "packs_always", lambda: False)
     monkeypatch.setattr(np, "matmul", matmul)
     np.testing.assert_allclose(f(*given), expected, rtol=1e-11, atol=1e-11)
     if stride == 1:
@@ -92,6 +93,53 @@ def test_not_one_bit_depends_on_which_images_are_cut_together(f, side, C, O, mon
     assert np.array_equal(together[3:5], f(x[3:5], w, *at))
 
 
+STACKED = {  # with (stride, top, left, size) of what one product of several images may take
+    "3x3": (gather, 3, (1, 1, 1, (8, 8))),
+    "Winograd": (gather, 64, (1, 1, 1, (8, 8))),
+    "stride 2": (gather, 3, (2, 1, 1, (4, 4))),
+    "other borders": (gather, 3, (1, 2, 0, (7, 9))),
+    "transposed": (scatter, 3, (1, 1, 1, (8, 8))),
+    "transposed, stride 2": (scatter, 3, (2, 1, 1, (16, 16))),
+    "conv_down": (smeared_gather, 3, ()),
+    "up_conv": (smeared_scatter, 3, ()),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("N, most", [(32, 2), (32, 16), (24, 16), (8, 16)])
+def test_several_images_in_one_product_are_the_same_in_every_process(name, N, most, monkeypatch):
+    """Where the library packs, or is made to believe that it does: float64 to rounding, float32 bit for bit."""
+    f, C, at = STACKED[name]
+    random, plain, rows = np.random.default_rng(0), np.matmul, []
+
+    def matmul(a, b, **out):
+        rows.append(a.shape[-2])
+        return plain(a, b, **out)
+
+    x, w = random.standard_normal((N, 8, 8, C)), random.standard_normal((3, 3, C, max(C, 5)))
+    y = f(x, w, *at)
+    gate = y > 0 if f in (scatter, smeared_scatter) else True  # or that x is read with a ReLU
+    more = random.standard_normal(w.shape[3]), random.standard_normal(y.shape), gate
+    monkeypatch.setattr(conv_numpy, "ROWS", 2 * 8 * most)
+    monkeypatch.setattr(np, "matmul", matmul)
+    found, longest = [], []
+    for packs in False, True:
+        monkeypatch.setattr(cpu, "packs_always", lambda packs=packs: packs)
+        found.append(f(x, w, *at, *more))
+        longest.append(max(rows))
+        rows.clear()
+    np.testing.assert_allclose(*found, rtol=1e-11, atol=1e-11)
+    assert longest[1] >= longest[0] * min(N // 8, most)
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    whole = f(x, w, *at)
+    for world in 2, 8:
+        group = processes.Alone(processes.PARTS)
+        group.world = world
+        for group.rank in range(0, world, 3):
+            with processes.member(group):
+                assert np.array_equal(f(processes.share(x), w, *at), whole[group.rank :: world])
+
+
 FAULTS = {  # (of a page's text, what to put there)
     resampled_conv_numpy: [
         ("f(0, x[0], out=y[0])", "y[0] = x[0]"),  # a sign at the upper border
@@ -116,15 +164,15 @@ FAULTS = {  # (of a page's text, what to put there)
     winograd_numpy: [
         ("H % 2 == W % 2 == 0", "W % 2 == 0"),
         ("read(x[cuts[i]]), y[cuts[i]]", "read(x[cuts[i]]), y[cuts[0]]"),
-        ("np.negative(odd[:, 0], out=y[0, :, 0])", "y[0, :, 0] = odd[:, 0]"),
-        ("odd[:, :-1], odd[:, 1:]", "odd[:, 1:], odd[:, :-1]"),
+        ("np.negative(odd[0], out=y[0][0])", "y[0][0] = odd[0]"),
+        ("odd[:-1], odd[1:]", "odd[1:], odd[:-1]"),
         ("np.subtract(odd, even", "np.subtract(even, odd"),
-        ("y[3, :, -1] = even[:, -1]", "y[3, :, -1] = 0"),
+        ("y[3][-1] = even[-1]", "y[3][-1] = 0"),
         ("[0, 0, -1]", "[0, 0, 1]"),
         ("[0.5, -0.5, 0.5]", "[1, -1, 1]"),
         ("np.add(m[0], m[2]", "np.subtract(m[0], m[2]"),
         ("m[3] += m[1]", ""),
-        ("to_y(m[3], blocks[:, :, 1, :, 0], blocks", "to_y(m[3], blocks[:, :, 1, :, 1], blocks"),
+        ("to_y(m[3], blocks[:, :, :, 1, :, 0], blocks", "to_y(m[3], blocks[:, :, :, 1, :, 1], blocks"),
         ("finish(cuts[i])", "finish(cuts[0])"),
         ("m[0] += m[1]", "m[0] += m[1]"),
     ],

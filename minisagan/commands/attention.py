@@ -23,8 +23,7 @@ MEASURED = 256  # images that the measures and the causal test are taken over
               help="Whose attention: the generator's, on images it makes, or the discriminator's, on real ones.")
 @click.option("--count", type=click.IntRange(1), show_default="one for each class, of at most 10; 8 without classes",
               help="How many images to show.")
-@click.option("--classes", metavar="A,B,...|all", show_default="all",
-              help="Which classes: names, or numbers from 0. A number that is also a name means the name.")
+@choices.classes_option
 @click.option("--seed", type=int, default=0, help="Of the noise, as in minisagan sample; or of which real images.")
 @click.option("--point", "points", metavar="Y,X", multiple=True, show_default="three that stand out from the border",
               help="A pixel to look from, counted from the upper left corner; may be given several times.")

@@ -6,11 +6,20 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
+import click
+
 from minisagan.errors import Fault, UsageError
+
+classes_option = click.option(
+    "--classes",
+    metavar="A,B,...|all",
+    show_default="all",
+    help="Which classes: names, or numbers from 0. A number that is also a name means the name.",
+)
 
 
 def classes(text, names, known):
-    """The numbers of the classes in `text`, or None for a generator without classes (`known` = 0)."""
+    """The numbers of the classes that --classes names, or None for a generator without classes (`known` = 0)."""
     if not known:
         if text:
             raise UsageError("--classes: this generator was trained without classes")

@@ -20,8 +20,7 @@ MILLISECONDS = 80  # for which a frame is shown
 @click.option("--along", type=click.Choice(["latents", "classes"]), default="latents",
               help="What changes on the way. The other one makes the rows: each class, or each latent.")
 @click.option("--latents", "count", type=click.IntRange(1), default=5, help="How many latents.")
-@click.option("--classes", metavar="A,B,...|all", show_default="all",
-              help="Which classes: names, or numbers from 0. A number that is also a name means the name.")
+@choices.classes_option
 @click.option("--seed", type=int, default=0, help="Of the latents: they are those of minisagan sample.")
 @click.option("--truncation", metavar="T", type=click.FloatRange(0.1), show_default="none",
               help="As in minisagan sample.")

@@ -18,8 +18,7 @@ from minisagan.sampling import BATCH, draw
 @click.command(short_help="Draw images with a trained generator.")
 @click.argument("run")
 @click.option("--count", type=click.IntRange(1), default=100, help="How many images, spread evenly over the classes.")
-@click.option("--classes", metavar="A,B,...|all", show_default="all",
-              help="Which classes: names, or numbers from 0. A number that is also a name means the name.")
+@choices.classes_option
 @click.option("--seed", type=int, default=0, help="Of the noise: an image depends on it and its own number alone.")
 @click.option("--truncation", metavar="T", type=click.FloatRange(0.1), show_default="none",
               help="Redraw each number of the noise until it is within -T to T: less variety, fewer odd images.")

@@ -10,10 +10,11 @@ kw taps of output column w see in row r of the padded x, and lies in memory with
 
 So what each output position sees is a window of A, and np.matmul takes the windows as they are, as overlapping rows of
 a matrix, for one row of the image at a time. Nothing is added up or moved later. Compared with kh products of one copy
-of the taps, added up, a whole training step takes 12 % less time on one core: OpenBLAS does not pack such small
-products, either. `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one row of some images next
-to each other, and one product sums over them. With a product for each image, added up later, a step at width 32 takes
-5 to 7 % longer (at width 16, 1 %): a 4x4 map of 64 channels has 16 positions only, and took 1.6 times as long.
+of the taps, added up, a whole training step takes 12 % less time on one core. With AVX-512 OpenBLAS does not pack
+such small products, either. Where it does, one product takes that row of several images, and their positions are moved
+(`images_together`). `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one row of some images
+next to each other, and one product sums over them. With a product for each image, added up later, a step at width 32
+takes 5 to 7 % longer (at width 16, 1 %): a 4x4 map of 64 channels has 16 positions only, and took 1.6 times as long.
 3x3 convolutions of many channels take fewer multiplications yet (winograd_numpy.py).
 """
 
@@ -22,11 +23,12 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minisagan import batch, cpu
+from minisagan import batch, cpu, processes
 from minisagan.ops import winograd_numpy
 from minisagan.ops.activation import relu_forward
 
-SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller products
+SMALL = 1e6  # multiplications: OpenBLAS doesn't pack the matrices of smaller products, unless it packs all
+ROWS = 128  # of the left matrix, for which it is worth to pack the right one
 PATCHES = 1 << 19  # numbers of patches that `outer` has in memory at once: 2 MiB of float32
 
 
@@ -107,6 +109,8 @@ def _together(count, multiplications, least=1):
 
     A divisor of `count` and multiple of `least`: the largest with which OpenBLAS doesn't pack; if there is none, all.
     """
+    if cpu.packs_always():
+        return count
     fit = [k for k in range(least, count + 1, least) if count % k == 0 and k * multiplications <= SMALL]
     return max(fit, default=count)
 
@@ -148,23 +152,49 @@ def _matrices(x):
     return x.reshape(P, n, H * W, C) if H * W > 1 else np.ascontiguousarray(x).reshape(P, 1, n, C)
 
 
+def images_together(N, rows):
+    """Of how many of N images one product takes `rows` positions each: a divisor of N.
+
+    Where OpenBLAS packs the matrices of every product, few rows are not worth that: of 8 rows, with K = 576 and O = 64,
+    it does 58 GFLOP/s, of 64 rows 84. With this a whole step takes TODO. What a row comes to depends on its place in a
+    product: so these images are of one part of the batch. Whichever process has them, they stand in one product, in one
+    order.
+    """
+    each, left = divmod(N, processes.parts() // processes.world())
+    if left or not each or 2 * rows > ROWS or not cpu.packs_always():
+        return 1
+    return next((k for k in range(1, each) if each % k == 0 and k * rows >= ROWS), each)
+
+
+def stacked(a, together):
+    """Images as stacks of those that one product takes, every N/together-th: (N, ...) -> (N/together, together, ...).
+
+    It is a view. None stays None.
+    """
+    return a if a is None else a.reshape(together, -1, *a.shape[1:]).swapaxes(0, 1)
+
+
 def bias_rows(bias, H, W):
     """The bias of some whole rows of the image (cpu.tiled), or None."""
     return bias if bias is None else cpu.tiled(bias, H, W)
 
 
 def complete(y, cut, bias, rest, gate):
-    """Gate and add to some images of y, in place, while they are in the cache; bias is `bias_rows`."""
+    """Gate and add to some images of y, in place, while they are in the cache: (n, H, W, O) or (n, m, H, W, O) each.
+
+    bias is `bias_rows`.
+    """
     y, rest, gate = (a if a is None else a[cut] for a in (y, rest, gate))
+    *n, H, W, O = y.shape
     if gate is not None:
         np.multiply(y, gate > 0, out=y)
     if bias is not None:
-        rows = y.reshape(-1, len(bias))
+        rows = y.reshape(*n, -1, len(bias))  # a view, since each image lies in one piece
         rows += bias
     if rest is not None:
         if rest.shape != y.shape:  # of half the height and width
-            rest = rest.repeat(2, axis=2)[:, :, None]  # (n, H/2, 1, W, O), for long inner loops
-            y = y.reshape(len(y), -1, 2, *y.shape[2:])  # (n, H/2, 2, W, O)
+            rest = rest.repeat(2, axis=-2)[..., None, :, :]  # (n, H/2, 1, W, O), for long inner loops
+            y = y.reshape(*n, H // 2, 2, W, O)
         y += rest
 
 
@@ -175,7 +205,7 @@ def _narrow(top, left, w, part):
     a whole step at width 32 took 9 % longer.
     """
     kh, kw, C, O = w.shape
-    some = _together(O, part.shape[2] * kh * kw * C, least=16)
+    some = _together(O, part.shape[-2] * kh * kw * C, least=16)
     return [(top, left, w[..., o : o + some], part[..., o : o + some]) for o in range(0, O, some)]
 
 
@@ -186,44 +216,65 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
 
     Sets whose kernels are equally wide share one expansion of x. With `read`, x stands for read(x) of some images.
     """
-    N, _, _, C = x.shape
+    (N, H, W, C), O = x.shape, y.shape[3]
     bias = bias_rows(bias, *y.shape[1:3])
+    top, left, w, part = sets[0]
+    winograd = len(sets) == 1 and winograd_numpy.suits(stride, top, left, w.shape, x.shape, y.shape)
+    together = images_together(N, H * W // 4 if winograd else part.shape[2])
+    x, y, rest, gate = (stacked(a, together) for a in (x, y, rest, gate))  # (Q, q, ...) each, Q q = N
     finish = lambda cut: complete(y, cut, bias, rest, gate)
-    top, left, w, _ = sets[0]
-    if len(sets) == 1 and winograd_numpy.suits(stride, top, left, w.shape, x.shape, y.shape):
-        together = _together(w.shape[3], y[0].size // w.shape[3] // 4 * C, least=16)
-        return winograd_numpy.gather(x, w, y, together, read, finish)
-    sets = [narrow for each in sets for narrow in _narrow(*each)]
+    if winograd:
+        winograd_numpy.gather(x, w, y, _together(O, together * H * W // 4 * C, least=16), read, finish)
+        return
+    sets = [narrow for top, left, w, part in sets for narrow in _narrow(top, left, w, stacked(part, together))]
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
         group = [each for each in sets if each[2].shape[1] == kw]
         tops, lefts, _, _ = zip(*group, strict=True)
         top, left = max(tops), max(lefts)
-        rows = max(top - t + stride * (part.shape[1] - 1) + len(w) for t, _, w, part in group)
-        columns = max(left - l + part.shape[2] for _, l, _, part in group)  # several sets: stride 1
+        rows = max(top - t + stride * (part.shape[2] - 1) + len(w) for t, _, w, part in group)
+        columns = max(left - l + part.shape[3] for _, l, _, part in group)  # several sets: stride 1
         products = [
             (top - t, left - l, np.ascontiguousarray(w).reshape(-1, w.shape[3]), part)
             for t, l, w, part in group
         ]
-        jobs.append((top, left, (columns, rows, kw, C), products))
-    cuts = cpu.chunks(N, x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
+        jobs.append((top, left, (together, columns, rows, kw, C), products))
+    cuts = cpu.chunks(len(x), x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
 
     def body(i):
         images = x[cuts[i]] if read is None else read(x[cuts[i]])
         for top, left, shape, products in jobs:
-            A = cpu.scratch(x.dtype, len(images) * math.prod(shape)).reshape(-1, *shape)  # (n, W', R, kw, C)
-            expand(images, A.swapaxes(1, 2), 1, top, stride, left)
-            image, column, row, _, channel = A.strides
+            n, size = len(images), len(images) * math.prod(shape)
+            beyond = math.prod(shape[2:]) * max(right for _, right, _, _ in products)  # what the last windows reach
+            most = math.prod(shape[:2]) * max(part.shape[2] * part.shape[4] for *_, part in products)
+            memory = cpu.scratch(x.dtype, size + beyond + (n * most if together > 1 else 0))
+            memory[size : size + beyond] = 0
+            A = memory[:size].reshape(n, *shape)  # (n, q, W', R, kw, C)
+            expand(images, A.swapaxes(2, 3), 1, top, stride, left)
             for down, right, w, part in products:
-                windows = as_strided(
-                    A[:, right:, down:],
-                    (len(images), *part.shape[1:3], len(w)),
-                    (image, stride * row, column, channel),
-                )
-                np.matmul(windows, w, out=part[cuts[i]])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
+                _multiply(A[:, :, right:, down:], stride, w, part[cuts[i]], memory[size + beyond :])
         finish(cuts[i])
 
     cpu.parallel(body, len(cuts))
+
+
+def _multiply(A, stride, w, y, memory):
+    """Fill y (n, q, H', W', O), for n stacks of q images, with what each position sees in A, times w (kh kw C, O).
+
+    A (n, q, W', R, kw, C) begins with what position (0, 0) sees. The columns of a stack's images follow one another
+    there, so they are rows of one product. It is taken in `memory` and copied to where the images are; a column that
+    several kernels share, beyond the positions of this one, is multiplied in vain.
+    """
+    n, q, H, W, O = y.shape
+    stack, image, column, row, _, channel = A.strides
+    columns = W if q == 1 else image // column
+    windows = as_strided(A, (n, H, q * columns, len(w)), (stack, stride * row, column, channel))
+    if q == 1:
+        np.matmul(windows, w, out=y[:, 0])  # (n, H', W', kh kw C) @ (kh kw C, O) -> (n, H', W', O)
+        return
+    found = memory[: n * H * q * columns * O].reshape(n, H, q, columns, O)
+    np.matmul(windows, w, out=found.reshape(n, H, -1, O))
+    np.copyto(y, found[..., :W, :].swapaxes(1, 2))
 
 
 def expand(x, A, down, top, across, left):

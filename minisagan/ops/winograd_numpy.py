@@ -38,14 +38,14 @@ def suits(stride, top, left, w, x, y):
 
 
 def gather(x, w, y, together, read, finish):
-    """Fill y[n] = sum_ij read(x[n])[h + i - 1, w + j - 1] @ w[i, j] of some images, then call finish(their slice).
+    """Fill y = sum_ij read(x)[h + i - 1, w + j - 1] @ w[i, j] of some stacks of images, then call finish(their slice).
 
-    x is (N, H, W, C), y (N, H, W, O), H and W even. A product of matrices takes the tiles of one image, so that not one
-    of its bits depends on which images are cut together, and `together` of w's columns.
+    x is (N, q, H, W, C), y (N, q, H, W, O), H and W even. A product of matrices takes the tiles of a stack, so that not
+    one of its bits depends on which stacks are cut together, and `together` of w's columns.
     """
-    (N, H, W, C), O = x.shape, w.shape[3]
+    (N, q, H, W, C), O = x.shape, w.shape[3]
     w = (G_ROWS_COLUMNS.astype(w.dtype) @ w.reshape(9, -1)).reshape(4, 4, 1, C, O)
-    sizes = [2 * H * W * C, 4 * H * W * C, 4 * H * W * O]  # of an image's
+    sizes = [2 * q * H * W * C, 4 * q * H * W * C, 4 * q * H * W * O]  # of a stack's
     cuts = cpu.chunks(N, x.itemsize * sum(sizes), at_least=8)
 
     def body(i):
@@ -53,31 +53,32 @@ def gather(x, w, y, together, read, finish):
         n = len(images)
         memory = cpu.scratch(x.dtype, n * sum(sizes))
         columns, tiles, m = np.split(memory, n * np.cumsum(sizes[:2]))
-        columns = columns.reshape(4, n, H, W // 2, C)
-        of_x(images.swapaxes(1, 2), columns.swapaxes(2, 3))
-        of_x(columns.reshape(4 * n, H, W // 2, C), tiles.reshape(4, 4 * n, H // 2, W // 2, C))
+        columns, tiles = columns.reshape(4, n, q, H, W // 2, C), tiles.reshape(4, 4, n, q, H // 2, W // 2, C)
+        of_x(images, columns, axis=3)
+        of_x(columns, tiles, axis=3)
         tiles, m = tiles.reshape(4, 4, n, -1, C), m.reshape(4, 4, n, -1, O)  # of rows, of columns
         for o in range(0, O, together):
             np.matmul(tiles, w[..., o : o + together], out=m[..., o : o + together])
-        m = m.reshape(4, 4, n, H // 2, W // 2, O)
+        m = m.reshape(4, 4, n, q, H // 2, W // 2, O)
         to_y(m, m[0], m[3])
-        blocks = out.reshape(n, H // 2, 2, W // 2, 2, O)
-        to_y(m[0], blocks[:, :, 0, :, 0], blocks[:, :, 0, :, 1])
-        to_y(m[3], blocks[:, :, 1, :, 0], blocks[:, :, 1, :, 1])
+        blocks = out.reshape(n, q, H // 2, 2, W // 2, 2, O)
+        to_y(m[0], blocks[:, :, :, 0, :, 0], blocks[:, :, :, 0, :, 1])
+        to_y(m[3], blocks[:, :, :, 1, :, 0], blocks[:, :, :, 1, :, 1])
         finish(cuts[i])
 
     cpu.parallel(body, len(cuts))
 
 
-def of_x(x, y):
-    """y = B x for all tiles along the second axis, with zeros around x: (n, L, ...) -> (4, n, L/2, ...)."""
-    even, odd = x[:, ::2], x[:, 1::2]  # each tile's x[1] and x[2]; x[0] is the odd one before, x[3] the even one behind
-    np.negative(odd[:, 0], out=y[0, :, 0])
-    np.subtract(odd[:, :-1], odd[:, 1:], out=y[0, :, 1:])
+def of_x(x, y, axis):
+    """Fill y = B x of all tiles along this axis of x, with zeros around x: (..., L, ...) -> (4, ..., L/2, ...)."""
+    x, y = x.swapaxes(0, axis), [part.swapaxes(0, axis) for part in y]
+    even, odd = x[::2], x[1::2]  # each tile's x[1] and x[2]; x[0] is the odd one before, x[3] the even one behind
+    np.negative(odd[0], out=y[0][0])
+    np.subtract(odd[:-1], odd[1:], out=y[0][1:])
     np.add(even, odd, out=y[1])
     np.subtract(odd, even, out=y[2])
-    np.subtract(even[:, :-1], even[:, 1:], out=y[3, :, :-1])
-    y[3, :, -1] = even[:, -1]
+    np.subtract(even[:-1], even[1:], out=y[3][:-1])
+    y[3][-1] = even[-1]
 
 
 def to_y(m, even, odd):
