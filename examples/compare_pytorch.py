@@ -188,7 +188,7 @@ def work(program, net, threads):
 
     if program == OURS:
         config = Config(batch_size=batch, lr_g=2e-4, lr_d=4e-4, architecture=arch)
-        training = train.Training(config, parity.noise(config, 4 * batch), processes=None)
+        training = train.Training(config, parity.noise_images(config, 4 * batch), processes=None)
     else:
         init = Init(0, arch.init)
         G, D = Generator(arch, init), Discriminator(arch, init)

@@ -174,7 +174,7 @@ def close(config, tf32):
 
 def same(config, steps=4):
     """Determinism, graphs."""
-    dataset = parity.noise(config, 3 * config.batch_size)
+    dataset = parity.noise_images(config, 3 * config.batch_size)
     runs = [Training(config, dataset, gpu=True, graph=graph) for graph in (True, True, False)]
     bits = []
     for run in runs:
@@ -258,7 +258,7 @@ def measure(program, config, how, count, ahead):
 def minisagan(config, how, ahead):
     """(what makes `ahead` steps and waits for them, what tells the bytes in use)."""
     before = _used()
-    training = Training(config, parity.noise(config, config.batch_size), gpu=True, graph=how == "graphs")
+    training = Training(config, parity.noise_images(config, config.batch_size), gpu=True, graph=how == "graphs")
     return lambda: training.advance(ahead), lambda: _used() - before
 
 
@@ -330,7 +330,7 @@ class Work:
     @staticmethod
     def _count(config, n):
         config = Config(batch_size=n, architecture=config.architecture)
-        training, moved, plain = Training(config, parity.noise(config, n)), [], Tensor.__init__
+        training, moved, plain = Training(config, parity.noise_images(config, n)), [], Tensor.__init__
 
         def counting(self, data, parents=(), vjp=None, op=""):
             plain(self, data, parents, vjp, op)

@@ -37,7 +37,7 @@ def counted(work):
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_whole_training(gpu, graph, tmp_path):
-    training = Training(CONFIG, parity.noise(CONFIG, 3 * CONFIG.batch_size), gpu=True, graph=graph)
+    training = Training(CONFIG, parity.noise_images(CONFIG, 3 * CONFIG.batch_size), gpu=True, graph=graph)
     training.advance(cuda.WARM_UP)
     recording, after = counted(lambda: training.advance(1)), counted(lambda: training.advance(5))
     assert (recording["captures"], after["captures"]) == (graph, 0)
