@@ -4,7 +4,8 @@
     moments = batch.whole(moments)                   # numbers about all images of the batch, for batch norm
 
 Everything else in an op is about the images that it is given. They may be this process's share of a batch that several
-processes work on (processes/). Whoever writes an op need not know.
+processes work on (processes/). Whoever writes an op need not know. (To be fast, conv_numpy.py asks which images are of
+one part of the batch: those are in one process, however many there are.)
 """
 
 from minisagan import cpu, cuda, processes

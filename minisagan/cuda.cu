@@ -4,7 +4,7 @@
 typedef REAL real;
 
 #define THREAD (blockIdx.x * blockDim.x + threadIdx.x)
-#define STRIDE int(gridDim.x * blockDim.x)  // from the elements that all threads have to their next ones
+#define STRIDE int(gridDim.x * blockDim.x)  // from a thread's element to its next one, where it has several
 #define WARP 32
 #define ALL_LANES 0xffffffffu
 

@@ -99,9 +99,8 @@ class Kernels:
         kernels("relu", blocks, threads, x, y, y.size)
 
     `file` is x.py or x_cuda.py, beside x.cu. In the .cu text `real` is the float type of the arrays, and #include "..."
-    may name other files of its folder. Python's ints arrive as int, floats as real, NumPy's
-    scalars as what they are, None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an
-    address and no strides.
+    may name other files of its folder. Python's ints arrive as int, floats as real, NumPy's scalars as what they are,
+    None as a null pointer. Arrays have to be contiguous (ValueError): a kernel sees an address and no strides.
     """
 
     def __init__(self, file):

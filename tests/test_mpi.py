@@ -211,6 +211,48 @@ def test_a_signal_to_mpiexec_saves_first(number, code):
     assert max(path.name for path in Path("run/checkpoints").iterdir()) > "step-00000000.safetensors"
 
 
+WAITING = """
+import pathlib, sys, time
+import minisagan.sampling
+from minisagan.processes import mpi
+from minisagan.run import folder
+
+def wait(*_):
+    pathlib.Path("here").touch()
+    time.sleep(60)
+
+def load(run):
+    return mpi.spread(slow) if sys.argv.pop() == "spread" else wait()
+
+def slow(rank, world):
+    return wait() if rank == 0 else None
+
+folder.load_generator = load
+from minisagan.commands import cli
+cli(["sample", "nowhere"])
+"""
+
+
+@pytest.mark.skipif(MPIEXEC.with_name("ompi_info").exists(), reason="Open MPI's mpiexec kills all ranks at once")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("where", ["alone", "spread"])
+def test_a_signal_ends_all_ranks_of_any_command(tmp_path, number, code, where):
+    """Whether the others wait for something to do, or for rank 0's part of what all do."""
+    (tmp_path / "script.py").write_text(WAITING)
+    command = [MPIEXEC, "-n", "2", sys.executable, tmp_path / "script.py", where]
+    mpiexec = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "here").exists():
+            assert time.monotonic() < end and mpiexec.poll() is None
+            time.sleep(0.05)
+        mpiexec.send_signal(number)
+        mpiexec.communicate(timeout=20)
+    finally:
+        mpiexec.kill()
+    assert mpiexec.returncode == code
+
+
 class started:
     """Inside, an mpiexec of two ranks that has written its first line of the log; none of them is left outside."""
 

@@ -113,7 +113,8 @@ def report(logs):
         ms = [1000 * log["seconds"][-1] / log["step"][-1] for log in found[s]]
         block = ["", "", ""]
         if kind != "none":
-            without = [log["without_gamma"]["above_chance"] for log in found[s]]
+            without = [log["without_gamma"] for log in found[s]]
+            without = [measured["above_chance"] for measured in without if measured["legible"]]
             gammas = ([abs(gamma) for gamma in last(s, name)] for name in ("gamma_g", "gamma_d"))
             block = [*map(mean_std, gammas), mean_std(without)]
         rows.append([
@@ -127,7 +128,8 @@ def report(logs):
     steps = logs[0][0]["steps"]
     text = f"After {steps} steps; mean ± standard deviation over {len(found[settings[0]])} seeds\n\n"
     header = ["", "", "weights G + D", "ms/step", "legible", "consistent", "above chance", "|gamma| G", "D", "gamma 0"]
-    text += table(header, rows) + "\ngamma 0: above chance, in the same images without the block.\n"
+    text += table(header, rows)
+    text += "\ngamma 0: above chance, without the block; of the runs whose images of the same latents are legible then\n"
     text += "\nDifferences of 'above chance', with p of an exact permutation test over seeds\n\n"
     text += table(["", "", "difference", "p"], differences)
     panels = [

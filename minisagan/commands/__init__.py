@@ -84,6 +84,8 @@ class Commands(click.Group):
             code = self._fail(error.exit_code, f"{error.format_message()} (-h shows the options)")
         except Fault as error:
             code = self._fail(error.exit_code, error)
+        except SystemExit as ended:  # by SIGTERM or SIGHUP: MPI's other ranks have to be told
+            code = ended.code
         except MemoryError as error:
             where = f"{named()}: " if world > 1 else ""
             code = self._fail(1, f"{where}not enough memory for this size, width or batch: {error}")

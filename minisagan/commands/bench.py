@@ -23,11 +23,12 @@ def command(steps, width, size, batch_size, threads, as_json, where, graph, tf32
     """Time whole training steps (one of D, one of G) on noise for images, and each op in them.
 
     With the defaults the networks are those of --dataset mnist. GFLOP/s count the matrix products alone, over the whole
-    step's time; the machine's own rate is that of small products in cache, on as many threads. Copies lay out what a
-    convolution's products take; passes are the rest of the ops: elementwise work, sums, and the Python around them; the
-    rest lies between the ops: layers, noise, data. Of a GPU's steps, shares can't be told: they are timed as they run
-    in training, ten after one another. Where processes share the batch, times are the first one's, and what they
-    exchange is shown; mpiexec -n 2 minisagan bench shows it of MPI.
+    step's time (and columns that a convolution multiplies in vain, where BLAS packs all products); the machine's own
+    rate is that of small products in cache, on as many threads. Copies lay out what a convolution's products take;
+    passes are the rest of the ops: elementwise work, sums, and the Python around them; the rest lies between the ops:
+    layers, noise, data. Of a GPU's steps, shares can't be told: they are timed as they run in training, ten after one
+    another. Where processes share the batch, times are the first one's, and what they exchange is shown; mpiexec -n 2
+    minisagan bench shows it of MPI.
     """
     where = hardware.choose(where, tf32)
     cpu.set_threads(threads)

@@ -10,12 +10,12 @@ kw taps of output column w see in row r of the padded x, and lies in memory with
 
 So what each output position sees is a window of A, and np.matmul takes the windows as they are, as overlapping rows of
 a matrix, for one row of the image at a time. Nothing is added up or moved later. Compared with kh products of one copy
-of the taps, added up, a whole training step takes 12 % less time on one core. With AVX-512 OpenBLAS does not pack
-such small products, either. Where it does, one product takes that row of several images, and their positions are moved
-(`images_together`). `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one row of some images
-next to each other, and one product sums over them. With a product for each image, added up later, a step at width 32
-takes 5 to 7 % longer (at width 16, 1 %): a 4x4 map of 64 channels has 16 positions only, and took 1.6 times as long.
-3x3 convolutions of many channels take fewer multiplications yet (winograd_numpy.py).
+of the taps, added up, a whole training step takes 12 % less time on one core. Where there is AVX-512, OpenBLAS does
+not pack such small products, either. Where it packs all, one product takes that row of several images, and their
+positions are moved (`images_together`). `outer` sums over positions, so its A[r, n, w, (j c)] has the positions of one
+row of some images next to each other, and one product sums over them. With a product for each image, added up later, a
+step at width 32 takes 5 to 7 % longer (at width 16, 1 %): a 4x4 map of 64 channels has 16 positions only, and took 1.6
+times as long. 3x3 convolutions of many channels take fewer multiplications yet (winograd_numpy.py).
 """
 
 import math
@@ -238,16 +238,18 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
             (top - t, left - l, np.ascontiguousarray(w).reshape(-1, w.shape[3]), part)
             for t, l, w, part in group
         ]
-        jobs.append((top, left, (together, columns, rows, kw, C), products))
-    cuts = cpu.chunks(len(x), x.itemsize * max(math.prod(shape) for _, _, shape, _ in jobs), at_least=8)
+        shape = together, columns, rows, kw, C
+        beyond = rows * kw * C * max(right for _, right, _, _ in products)  # what the last windows reach behind it
+        most = together * columns * max(part.shape[2] * part.shape[4] for *_, part in group) if together > 1 else 0
+        jobs.append((top, left, shape, beyond, most, products))
+    sizes = [math.prod(shape) + most for _, _, shape, _, most, _ in jobs]  # of a stack's
+    cuts = cpu.chunks(len(x), x.itemsize * max(sizes), at_least=8)
 
     def body(i):
         images = x[cuts[i]] if read is None else read(x[cuts[i]])
-        for top, left, shape, products in jobs:
+        for top, left, shape, beyond, most, products in jobs:
             n, size = len(images), len(images) * math.prod(shape)
-            beyond = math.prod(shape[2:]) * max(right for _, right, _, _ in products)  # what the last windows reach
-            most = math.prod(shape[:2]) * max(part.shape[2] * part.shape[4] for *_, part in products)
-            memory = cpu.scratch(x.dtype, size + beyond + (n * most if together > 1 else 0))
+            memory = cpu.scratch(x.dtype, size + beyond + n * most)
             memory[size : size + beyond] = 0
             A = memory[:size].reshape(n, *shape)  # (n, q, W', R, kw, C)
             expand(images, A.swapaxes(2, 3), 1, top, stride, left)

@@ -72,8 +72,9 @@ def spread(function, *args):
     rank, world = launched()
     if world == 1:
         return [function(0, 1, *args)]
-    call(_spread, function, *args)
-    return comm().gather(function(rank, world, *args))
+    with together():
+        call(_spread, function, *args)
+        return comm().gather(function(rank, world, *args))
 
 
 def _spread(function, *args):

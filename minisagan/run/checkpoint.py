@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each; a save that is killed leaves at its path what was there before.
+"""Checkpoints: one safetensors file each. A killed save leaves at its path what was there, or the whole new file.
 
     8 bytes    n, the length of the header, little-endian
     n bytes    JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}, ..., "__metadata__": {str: str}}
