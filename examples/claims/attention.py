@@ -129,7 +129,7 @@ def report(logs):
     text = f"After {steps} steps; mean ± standard deviation over {len(found[settings[0]])} seeds\n\n"
     header = ["", "", "weights G + D", "ms/step", "legible", "consistent", "above chance", "|gamma| G", "D", "gamma 0"]
     text += table(header, rows)
-    text += "\ngamma 0: above chance, without the block; of the runs whose images of the same latents are legible then\n"
+    text += "\ngamma 0: above chance, without the block; of the runs whose images of these latents are legible then\n"
     text += "\nDifferences of 'above chance', with p of an exact permutation test over seeds\n\n"
     text += table(["", "", "difference", "p"], differences)
     panels = [
