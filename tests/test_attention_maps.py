@@ -371,8 +371,8 @@ class TestCommand:
             def __init__(self, dataset, count, seed, data_dir):
                 assert (dataset.name, count, seed) == ("drawn-digits", 40, 3)
 
-            def measure(self, images, asked):
-                assert images.shape == (40, 28, 28, 1) and asked[:4].tolist() == [2, 7, 7, 2]
+            def judged(self, generator, seed, image_size):
+                images, _ = draw(generator, 40, self.labels, seed, image_size)
                 return {"accuracy": 0.5, "frechet": float(images.mean())}
 
             def floor(self):

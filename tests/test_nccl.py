@@ -100,8 +100,8 @@ def test_batch_norms_of_several_gpus_are_one_gpus(gpu, world, parts, conditional
             x, g = (gpu.put(np.ascontiguousarray(processes.share(a))) for a in (images, others))
             gains = gpu.put(np.ascontiguousarray(where(gain)))
             mean, var = statistics(x, None, 0.9)
-            y = normalise(x, mean, var, gains, gains, 1e-5, True)
-            return [gpu.get(a) for a in (mean, var, *backward(g, x, mean, var, gains, gains, 1e-5, y, False))]
+            y = normalise(x, mean, var, gains, gains, True)
+            return [gpu.get(a) for a in (mean, var, *backward(g, x, mean, var, gains, gains, y, False))]
 
     mean, var, dx, *rest = run(lambda x: x[None], 0, 1)
     given = [[] for _ in range(world)]  # what each rank gives, meeting by meeting, as far as it is known
