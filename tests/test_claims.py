@@ -239,13 +239,14 @@ def test_what_the_stored_runs_came_to():
     collapsed = {}
     for row in read("spectral_norm.jsonl"):
         run, log = row["run"], row["log"]
-        arm = run["lr_g"], run["spectral_norm"]
+        arm = run["lr_g"], run["lr_d"], run["spectral_norm"]
         collapsed.setdefault(arm, []).append(spectral_norm.collapse(log["step"], log["distance"], log["grad_g"]))
     assert collapsed == {
-        (4e-4, "discriminator"): [None], (4e-4, "both"): [None],
-        (8e-4, "discriminator"): [None], (8e-4, "both"): [None],
-        (16e-4, "discriminator"): [4500, 4750], (16e-4, "both"): [2000, 1750],
-        (32e-4, "discriminator"): [500, 500], (32e-4, "both"): [750, 750],
+        (4e-4, 16e-4, "discriminator"): [None], (4e-4, 16e-4, "both"): [None],
+        (8e-4, 32e-4, "discriminator"): [None], (8e-4, 32e-4, "both"): [None],
+        (16e-4, 64e-4, "discriminator"): [None, None], (16e-4, 64e-4, "both"): [2500, 1250],
+        (32e-4, 32e-4, "discriminator"): [None, None], (32e-4, 32e-4, "both"): [None, 2000],
+        (32e-4, 128e-4, "discriminator"): [750], (32e-4, 128e-4, "both"): [500],
     }  # fmt: skip
     ends = {}
     for row in read("ttur.jsonl"):

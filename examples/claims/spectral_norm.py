@@ -7,8 +7,8 @@
 Two arms, otherwise the same, at one D step for each G step: spectral norm in D only, and in G and D. Each at 1, 2, 4
 and 8 times Config's learning rates, G 4e-4 and D 1.6e-3, which are in the paper's ratio and do not fall, and at equal
 rates, as the paper compares the two (its rates are 1e-4 and 4e-4 only after that): the geometric mean of those times 4.
-beta2 is the paper's 0.9, and D sees one image at a time, as there. A run makes 5,000 steps, in 6 to 8 CPU-minutes; so
-only where runs may collapse there are two seeds.
+beta2 is the paper's 0.9, and D sees one image at a time, as there. A run makes 5,000 steps, in 6 to 11 CPU-minutes; so
+only where both arms learn, and one may collapse, there are two seeds.
 
 A run has *collapsed* at a step if from there to the end, for two measurements or more, it stands still (G's gradient
 has a norm below 0.01; 0.2 to 20 are usual) or is undone (every distance is more than twice the least before); a loss
