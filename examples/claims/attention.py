@@ -116,7 +116,7 @@ def report(logs):
             without = [log["without_gamma"] for log in found[s]]
             without = [measured["above_chance"] for measured in without if measured["legible"]]
             gammas = ([abs(gamma) for gamma in last(s, name)] for name in ("gamma_g", "gamma_d"))
-            block = [*map(mean_std, gammas), mean_std(without)]
+            block = [*map(mean_std, gammas), mean_std(without) if without else ""]
         rows.append([
             label(s), NAMES[kind], f"{G:,} + {D:,}", mean_std(ms, 0), *(mean_std(last(s, name)) for name in MEASURED),
             *block,
