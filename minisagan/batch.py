@@ -2,10 +2,10 @@
 
     dw = batch.sum(lambda x, g: x.T @ g, x, g)       # a sum over images, in an order that never changes
     moments = batch.whole(moments)                   # numbers about all images of the batch, for batch norm
+    x = batch.stacks(x, count)                       # images that are together whichever process has them
 
 Everything else in an op is about the images that it is given. They may be this process's share of a batch that several
-processes work on (processes/). Whoever writes an op need not know. (To be fast, conv_numpy.py asks which images are of
-one part of the batch: those are in one process, however many there are.)
+processes work on (processes/). Whoever writes an op need not know.
 """
 
 from minisagan import cpu, cuda, processes
@@ -31,7 +31,7 @@ def sum_stacked(f, images, *arrays):
     P is 1, or larger while a call gets at most `images` images and a thread's share of the parts: with each part alone
     a step takes 3 % longer, one of 16 images 8 % (Intel). Where parts have not all the same n, each is given alone.
     """
-    count, N = processes.parts() // processes.world(), len(arrays[0])
+    count, N = _parts_here(), len(arrays[0])
     spread = cpu.worth_threads(max(a.nbytes for a in arrays))
     most = count if cpu.alone() or not spread else -(-count // cpu.threads())
     P = 1 if N % count else max(1, min(most, images * count // max(1, N)))
@@ -41,11 +41,29 @@ def sum_stacked(f, images, *arrays):
         some = slice(i * P, (i + 1) * P)
         if N % count:
             parts[some] = f(*(a[i::count][None] for a in arrays))
-        else:  # image j count + k is the j-th of part k
-            parts[some] = f(*(a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1)[some] for a in arrays))
+        else:
+            parts[some] = f(*(stacks(a, count)[some] for a in arrays))
 
     cpu.parallel(body, -(-count // P), spread)
     return processes.halved(parts)
+
+
+def of_part(N):
+    """How many of the N images at hand each part of the batch has; 1 if not all have as many, or there are none."""
+    each, left = divmod(N, _parts_here())
+    return 1 if left else max(1, each)
+
+
+def stacks(x, count):
+    """Images in so many stacks, the k-th of the images k, k + count, ...: (N, ...) -> (count, N/count, ...), a view.
+
+    If N/count divides `of_part(N)`, those of a stack are of one part, and the same in whichever process they are.
+    """
+    return x.reshape(len(x) // max(1, count), count, *x.shape[1:]).swapaxes(0, 1)  # of no images: no stacks
+
+
+def _parts_here():
+    return processes.parts() // processes.world()
 
 
 def slots(least=1):

@@ -135,10 +135,15 @@ def busy(count):
     return f"processes: {count}" if count > 1 else f"threads: {threads()}"
 
 
+def _blas():
+    """What threadpoolctl knows of the matrix libraries in this process."""
+    return [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+
 def blas():
     """The matrix library behind NumPy, its version and the processor that it chose its code for."""
-    found = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
-    return ", ".join(f"{b['internal_api']} {b['version']} ({b.get('architecture', '?')})" for b in found) or "unknown"
+    found = (f"{b['internal_api']} {b['version']} ({b.get('architecture', '?')})" for b in _blas())
+    return ", ".join(found) or "unknown"
 
 
 @functools.cache
@@ -147,7 +152,7 @@ def packs_always():
 
     OpenBLAS has kernels that do without where there is AVX-512. Of other libraries it isn't known.
     """
-    return any(lib.get("architecture") in PACKING for lib in threadpool_info() if lib["user_api"] == "blas")
+    return any(lib.get("architecture") in PACKING for lib in _blas())
 
 
 def alone():

@@ -187,7 +187,7 @@ def compare(generator, model, size=None):
     options.intra_op_num_threads = cpu.threads()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     z, classes = latents(generator, CHECKED, 0), generator.arch.classes
-    labels = in_turn(range(classes) if classes else None, CHECKED)
+    labels = in_turn(range(classes) or None, CHECKED)
     given = {"z": z} | ({"labels": labels} if classes else {})
     ours, seconds = _timed(lambda: generate(generator, z, labels, CHECKED))
     (theirs,), their_seconds = _timed(lambda: session.run(None, given))

@@ -156,7 +156,7 @@ def _attention(report):
         return ""
     classes = generator.arch.classes
     z = latents(generator, MEASURED, 0)
-    labels = in_turn(range(classes) if classes else None, MEASURED)
+    labels = in_turn(range(classes) or None, MEASURED)
     shown = z[:SHOWN], None if labels is None else labels[:SHOWN]
     legible = pictures.legible(dict(enumerate(about["classes"])) if classes else {})
     names = None if labels is None else [legible[k] for k in shown[1]]

@@ -23,7 +23,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minisagan import batch, cpu, processes
+from minisagan import batch, cpu
 from minisagan.ops import winograd_numpy
 from minisagan.ops.activation import relu_forward
 
@@ -153,7 +153,7 @@ def _matrices(x):
 
 
 def images_together(N, rows):
-    """Of how many of N images one product takes `rows` positions each: a divisor of N.
+    """Of how many of N images one product takes `rows` positions each: a divisor of batch.of_part(N).
 
     Where OpenBLAS packs the matrices of every product, few rows are not worth that: of 8 rows, with K = 576 and O = 64,
     it does 58 GFLOP/s, of 64 rows 84. With this, and `_together`'s larger products there, a whole step takes 5 % less
@@ -161,18 +161,10 @@ def images_together(N, rows):
     in a product: so these images are of one part of the batch. Whichever process has them, they stand in one product,
     in one order.
     """
-    each, left = divmod(N, processes.parts() // processes.world())
-    if left or not each or 2 * rows > ROWS or not cpu.packs_always():
+    if 2 * rows > ROWS or not cpu.packs_always():
         return 1
+    each = batch.of_part(N)
     return next((k for k in range(1, each) if each % k == 0 and k * rows >= ROWS), each)
-
-
-def stacked(a, together):
-    """Images as stacks of those that one product takes, every N/together-th: (N, ...) -> (N/together, together, ...).
-
-    It is a view. None stays None.
-    """
-    return a if a is None else a.reshape(together, -1, *a.shape[1:]).swapaxes(0, 1)
 
 
 def bias_rows(bias, H, W):
@@ -222,12 +214,13 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
     top, left, w, part = sets[0]
     winograd = len(sets) == 1 and winograd_numpy.suits(stride, top, left, w.shape, x.shape, y.shape)
     together = images_together(N, H * W // 4 if winograd else part.shape[2])
-    x, y, rest, gate = (stacked(a, together) for a in (x, y, rest, gate))  # (Q, q, ...) each, Q q = N
+    stacked = lambda a: a if a is None else batch.stacks(a, N // together)  # (Q, q, ...), Q q = N
+    x, y, rest, gate = map(stacked, (x, y, rest, gate))
     finish = lambda cut: complete(y, cut, bias, rest, gate)
     if winograd:
         winograd_numpy.gather(x, w, y, _together(O, together * H * W // 4 * C, least=16), read, finish)
         return
-    sets = [narrow for top, left, w, part in sets for narrow in _narrow(top, left, w, stacked(part, together))]
+    sets = [narrow for top, left, w, part in sets for narrow in _narrow(top, left, w, stacked(part))]
     jobs, widths = [], {w.shape[1] for _, _, w, _ in sets}
     for kw in widths:
         group = [each for each in sets if each[2].shape[1] == kw]
@@ -240,8 +233,10 @@ def gathers(x, stride, y, sets, bias=None, rest=None, gate=None, read=None):
             for t, l, w, part in group
         ]
         shape = together, columns, rows, kw, C
-        beyond = rows * kw * C * max(right for _, right, _, _ in products)  # what the last windows reach behind it
-        most = together * columns * max(part.shape[2] * part.shape[4] for *_, part in group) if together > 1 else 0
+        beyond = most = 0
+        if together > 1:  # what the last windows reach behind it, and where products are taken
+            beyond = rows * kw * C * max(right for _, right, _, _ in products)
+            most = together * columns * max(part.shape[2] * part.shape[4] for *_, part in group)
         jobs.append((top, left, shape, beyond, most, products))
     sizes = [math.prod(shape) + most for _, _, shape, _, most, _ in jobs]  # of a stack's
     cuts = cpu.chunks(len(x), x.itemsize * max(sizes), at_least=8)
