@@ -9,7 +9,8 @@ reverse-mode differentiation asks of it (Griewank and Walther, Evaluating Deriva
 
 Writing an op: capture arrays in the vjp, never the Tensor that it makes. Then activations die by reference count
 while the backward pass consumes them, and Python's cyclic collector is never needed. `g` may be shared with other
-ops: never write into it.
+ops: never write into it. What is captured is no copy: nobody may change an input, or let Adam move a weight, between a
+loss and its grad(). An op of several outputs is in joint.py.
 
 A value that several ops use has as many cotangents, which are added. In place of a cotangent a vjp may return a
 function that adds it: f(so_far) -> so_far + the cotangent, where so_far is None if there is none yet. So an op can add
@@ -42,15 +43,18 @@ class Tensor:
 
     Its operators (+, @, ...) come from ops/arithmetic.py. A leaf (a weight, an input) has no parents; its data may be a
     number or a list, which becomes an array. `vjp(g, needs)` takes the cotangent of this tensor and one bool for each
-    parent, and returns one cotangent for each parent, of the parent's shape (anything where not needed). `op` is the
-    name of what computed it, for those who count and time.
+    parent, and returns one cotangent for each parent, of the parent's shape and dtype (anything where not needed). `op`
+    is the name of what computed it, for those who count and time.
     """
 
     __slots__ = ("data", "parents", "vjp", "op", "birth", "__weakref__")  # the last one lets tests watch tensors die
     __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__, not NumPy
 
     def __init__(self, data, parents=(), vjp=None, op=""):
-        self.data, self.op = np.asarray(data) if not vjp and type(data) in (int, float, list, tuple) else data, op
+        if isinstance(parents, Tensor) or parents and vjp is None:
+            raise TypeError("a Tensor that was computed takes a tuple of parents, of one (x,), and a vjp")
+        number = type(data) in (int, float) or not vjp and type(data) in (list, tuple)
+        self.data, self.op = np.asarray(data) if number else data, op
         self.parents, self.vjp = (parents, vjp) if _recording.on else ((), None)
         self.birth = next(_births)  # parents are always older than their children
 
@@ -64,7 +68,10 @@ class Tensor:
 
 @contextmanager
 def no_tape():
-    """Inside, ops compute and remember nothing: for images that D alone learns from, and for sampling."""
+    """Inside, ops compute and remember nothing: for images that D alone learns from, and for sampling.
+
+    What was computed here is a constant: grad() of it is zero.
+    """
     before, _recording.on = _recording.on, False
     try:
         yield
@@ -77,16 +84,22 @@ def recording():
     return _recording.on
 
 
+class WrongCotangent(ValueError):
+    """A vjp gave something that can't be the cotangents of its op's parents."""
+
+
 def grad(loss, wanted, cotangent=None):
     """The gradients of `loss` by each tensor in `wanted`, as a list of arrays; zeros where it does not depend on one.
 
-    They may share memory with one another and with `cotangent`, or be read-only views: copy what you want to change.
-    `cotangent` (of loss's shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a
-    way from `wanted` to `loss` are visited, youngest first, so each is complete when its turn comes; each is released
-    as it passes, and a loss computed from a tensor that an earlier grad() walked is refused (RuntimeError): what is a
-    constant now has to be passed on as Tensor(y.data). A walk goes no further than what is wanted, so a second one can
-    go on from there: `loss` may be a list of tensors, `cotangent` one of arrays. ValueError if a cotangent is missing
-    where `loss` is no scalar, or has another shape.
+    They are constants, on no tape: there are no second derivatives, and so no gradient penalty. They may share memory
+    with one another and with `cotangent`, or be read-only views: copy what you want to change. `cotangent` (of loss's
+    shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a way from `wanted` to
+    `loss` are visited, youngest first, so each is complete when its turn comes; each is released as it passes, and a
+    loss computed from a tensor that an earlier grad() walked is refused (RuntimeError): what is a constant now has to
+    be passed on as Tensor(y.data). To go on from where an earlier grad() stopped, give the tensors that it was asked
+    for as a list for `loss`, and what it found as `cotangent`. ValueError if a cotangent is missing where `loss` is no
+    scalar, or has another shape; WrongCotangent, which names the op, if a vjp does not return one cotangent for each
+    parent, of its shape and dtype.
     """
     wanted, several = list(wanted), isinstance(loss, list)
     if cotangent is None:
@@ -120,21 +133,43 @@ def grad(loss, wanted, cotangent=None):
         needs = tuple(id(parent) in leads for parent in node.parents)
         if not any(needs):  # a leaf, or wanted itself and computed from nothing wanted
             continue
-        for parent, need, dparent in zip(node.parents, needs, node.vjp(g, needs), strict=True):
-            if need and dparent is None:
-                raise ValueError(f"{node.op or 'an op'}: its vjp gave None where `needs` asked for a cotangent")
+        cotangents = node.vjp(g, needs)
+        if not isinstance(cotangents, tuple | list) or len(cotangents) != len(needs):
+            found = len(cotangents) if isinstance(cotangents, tuple | list) else _shown(cotangents)
+            wanted = f"a tuple of {len(needs)}, one cotangent for each parent"
+            raise WrongCotangent(f"{node.op or 'an op'}: its vjp returned {found}, not {wanted}")
+        for parent, need, dparent in zip(node.parents, needs, cotangents, strict=True):
             if need:
                 so_far = held.get(id(parent))
                 if callable(dparent):
-                    held[id(parent)] = dparent(so_far)
-                else:
-                    held[id(parent)] = dparent if so_far is None else so_far + dparent
+                    dparent, so_far = dparent(so_far), None
+                if type(dparent) is not tuple:  # joint.py's
+                    _check(dparent, parent, node, nodes)
+                held[id(parent)] = dparent if so_far is None else so_far + dparent
         node.parents, node.vjp = (), _WALKED
     return [found[id(t)] if id(t) in found else np.zeros_like(t.data) for t in wanted]
 
 
 def _shown(g):
-    return f"of shape {g.shape}" if hasattr(g, "shape") else f"a {type(g).__name__}"
+    return f"an array of shape {g.shape}" if hasattr(g, "shape") else f"a {type(g).__name__}"
+
+
+def _check(dparent, parent, node, older):
+    """WrongCotangent unless it has the parent's shape and dtype. `older` are the nodes older than this one."""
+    op, found = node.op or "an op", getattr(dparent, "shape", None)
+    if found != parent.shape:
+        what = "None where `needs` asked for" if dparent is None else f"{_shown(dparent)} as"
+        raise WrongCotangent(f"{op}: its vjp gave {what} the cotangent of a parent of shape {parent.shape}")
+    if dparent.dtype != parent.dtype:
+        why = next(filter(None, map(_changed_dtype, older)), "")
+        raise WrongCotangent(f"{op}: its vjp gave {dparent.dtype} as the cotangent of a parent of {parent.dtype}{why}")
+
+
+def _changed_dtype(node):
+    """In words, from what to what this node changed the dtype, or None: where float64 begins in a float32 network."""
+    given, made = ([getattr(x.data, "dtype", None) for x in nodes] for nodes in (node.parents, [node]))  # joint: None
+    if given and all(given + made) and made[0] not in given:
+        return f"; {node.op or 'an op'} made {made[0]} of {given[0]}"
 
 
 def ancestors(tensors, until=()):

@@ -1,11 +1,14 @@
 """What crosses from image to image: all that an op may ask about the batch.
 
     dw = batch.sum(lambda x, g: x.T @ g, x, g)       # a sum over images, in an order that never changes
-    moments = batch.whole(moments)                   # numbers about all images of the batch, for batch norm
+    moments = batch.whole(moments)                   # numbers about each image, from all processes, for batch norm
     x = batch.stacks(x, count)                       # images that are together whichever process has them
 
 Everything else in an op is about the images that it is given. They may be this process's share of a batch that several
-processes work on (processes/). Whoever writes an op need not know.
+processes work on (processes/). Whoever writes an op need not know, as long as each image is computed by itself, and the
+loss is a mean with one term for each image: train.descend averages the processes' means. What mixes images on the way
+(a mean that others are compared with, a loss of pairs) has to ask `whole`, forward and backward, as batch norm does, or
+to be trained with processes=1.
 """
 
 from minisagan import cpu, cuda, processes

@@ -16,9 +16,14 @@ def chosen(choose):
     if _choices is None:
         return None
     if _replaying:
-        return next(_choices)
-    _choices.append(choose())
-    return _choices[-1]
+        if (choice := next(_choices, None)) is None:
+            raise ValueError("more ops with kinks than at x: which ops are called must not depend on the inputs")
+        return choice
+    choice = choose()
+    if choice.dtype.kind not in "biu":
+        raise TypeError(f"a choice is a mask or an index, not {choice.dtype}: held still, a value would hide a slope")
+    _choices.append(choice)
+    return choice
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """What holds parameters and state: networks, blocks and layers alike.
 
-A module's parameters and buffers are named by the path of attributes that leads to them (`up8.conv1.w`), in the order
-of their creation: those names are the ones in checkpoints.
+A module's parameters and buffers are named by the path of attributes that leads to them (`up8.conv1.w`, and
+`heads.0.w` in a list of modules), in the order of their creation: those names are the ones in checkpoints. An own
+network is saved and loaded by
+
+    checkpoint.save(path, network.state(), {})
+    checkpoint.match(checkpoint.load(path)[0], network.state())
 """
 
 import numpy as np
@@ -11,8 +15,9 @@ from minisagan.autograd import Tensor
 
 
 class Module:
-    """Finds the parameters, buffers and modules among its attributes.
+    """Finds the parameters, buffers and modules among its attributes, and modules in lists and tuples of them.
 
+    Parameters are Tensors. Buffers are arrays, and stay such if they are changed in place: `self.seen[...] += 1`.
     A network is called by one thread at a time: what a call computes for all its layers lies on them meanwhile.
     """
 
@@ -32,7 +37,7 @@ class Module:
 
     def to(self, like):
         """Move all parameters and buffers to where the array `like` lies, on the CPU or the GPU; returns itself."""
-        for name, value in vars(self).items():
+        for name, value in self._parts():
             if isinstance(value, Tensor):
                 value.data = np.asarray(value.data, like=like)
             elif isinstance(value, Module):
@@ -44,7 +49,7 @@ class Module:
     def train(self, training=True):
         """Set the mode of this module and all inside it; returns itself."""
         self.training = training
-        for child in vars(self).values():
+        for _, child in self._parts():
             if isinstance(child, Module):
                 child.train(training)
         return self
@@ -57,12 +62,20 @@ class Module:
         """All modules of this kind, this one included."""
         if isinstance(self, kind):
             yield self
-        for child in vars(self).values():
+        for _, child in self._parts():
             if isinstance(child, Module):
                 yield from child.modules(kind)
 
+    def _parts(self):
+        """The attributes, (name, value); those of lists of modules each by itself, as `name.0`, `name.1`, ..."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, list | tuple) and value and all(isinstance(each, Module) for each in value):
+                yield from ((f"{name}.{i}", each) for i, each in enumerate(value))
+            else:
+                yield name, value
+
     def _named(self, kind):
-        for name, value in vars(self).items():
+        for name, value in self._parts():
             if isinstance(value, kind):
                 yield name, value
             elif isinstance(value, Module):

@@ -20,8 +20,9 @@ ALL = slice(None)
 
 
 class Adam:
-    """Adam over `parameters` (name -> Tensor), which it flattens.
+    """Adam over `parameters` (name -> Tensor), which it flattens: their data become views of `weights`.
 
+    So write into them (`p.data[...] = x`), and don't give them other arrays: those would not be updated.
     `weights`, `m`, `v` and `g`, the last gradients, are arrays of one length. With `fall` above 0 the rate falls
     linearly to 0 in that share of the `steps`, at their end. An update is by the sum of `accumulate` gradients.
     """

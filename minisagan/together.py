@@ -34,6 +34,7 @@ def spectral_weights(network):
     parameter itself. train.descend differentiates by these, so it has to come before another call.
     """
     layers, attentions = normalised_layers(network), list(network.modules(SelfAttention))
+    attentions = [a for a in attentions if type(a).__call__ is SelfAttention.__call__]  # others may use gamma by itself
     of = {id(p): p for p in network.parameters().values()}
     for layer, w in zip(layers, normalised_weights(layers), strict=True):
         layer.quotient = of[id(layer.w)] = w

@@ -5,7 +5,8 @@
 
 with two Adams of different rates (TTUR), spectral norm in both networks, and a running average of G's weights, from
 which samples are drawn. The y' are the y of the real images (inputs.py says why). z is drawn anew for each step of D;
-G then learns from the images that D has just seen (`Training.step_both` says why).
+G then learns from the images that D has just seen (`Training.step_both` says why). Other losses are other functions of
+D's scores, in place of the two of ops/hinge.py; batch.py says what several processes ask of them.
 """
 
 from contextlib import nullcontext
@@ -65,19 +66,25 @@ def generator_step(G, D, adam, ema, fakes, labels, draws=None):
 def descend(loss, network, adam):
     """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
 
-    ValueError if the loss does not come from the network's last call, or if it also depends on a parameter in another
-    way than that call used it, such as on a bare W or gamma, or through an earlier call: take grad() there.
+    ValueError if the loss does not come from the network's last call, or if a weight has a part in it in another way,
+    such as by an earlier call or as a penalty on W itself. Then take grad() and adam.step(), in one process.
 
     The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
     gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
     processes, once: the batch ends there. From W / sigma to W the tape is about weights alone, the same in each.
     An Adam that accumulates makes one step for so many losses, of micro-batches, down the mean of their gradients.
     """
+    if not hasattr(network, "used"):
+        kind = type(network).__name__
+        raise ValueError(f"descend is for networks that are called inside spectral_weights; take grad() for {kind}")
     reached, used = ({id(x) for x in tensors} for tensors in (ancestors([loss], network.used), network.used))
     if not reached & used:
         raise ValueError("this loss does not come from the network's last call: was that made inside no_tape()?")
     if any(id(p) in reached - used for p in adam.parameters):
-        raise ValueError("descend takes a loss of the network's last call, and of no weight by itself: take grad()")
+        raise ValueError(
+            "this loss depends on weights in other ways than by the network's last call: by an earlier one (give it "
+            "both batches at once), or by a weight itself (take grad() and adam.step())"
+        )
     shares = grad(loss, network.used, np.full_like(loss.data, 1 / (processes.world() * adam.accumulate)))
     gradients = grad(network.used, adam.parameters, processes.total(shares))
     processes.publish()  # forks have one memory for the weights: nobody moves them while another still reads gamma

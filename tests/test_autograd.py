@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from minisagan import autograd, ops, selfcheck
-from minisagan.autograd import Tensor, grad, no_tape, recording
+from minisagan.autograd import Tensor, WrongCotangent, grad, no_tape, recording
+from minisagan.ops.spectral import spectral_norms
 
 CASES = [pytest.param(case, id=f"{op}: {case.name}") for op in selfcheck.OPS for case in selfcheck.cases(op)]
 
@@ -191,7 +192,8 @@ def test_the_cotangents_of_several_tensors_are_added_and_each_has_its_tensors_sh
     y = x * x
     assert grad([y, y], [x], [one, two])[0].tolist() == [22, 84]
     assert [d.tolist() for d in grad([x * x, x], (t for t in [x]), [one, two])] == [[12, 24]]
-    wrong = (np.ones((2, 2)), r"of shape \(2, 2\)"), ([1.0, 1.0], "a list"), (np.float64(1), r"of shape \(\)")
+    array = "an array of shape"
+    wrong = (np.ones((2, 2)), rf"{array} \(2, 2\)"), ([1.0, 1.0], "a list"), (np.float64(1), rf"{array} \(\)")
     for bad, says in wrong:
         for loss, cotangent in ((x * x, bad), ([x * x], [bad])):
             with pytest.raises(ValueError, match=rf"the cotangent of a tensor of shape \(2,\) can't be {says}"):
@@ -265,6 +267,47 @@ def test_a_cotangent_that_is_asked_for_and_not_given_is_an_error():
     y = Tensor(a.data * b.data, (a, b), lambda g, needs: (g, None), "mine")
     with pytest.raises(ValueError, match="mine: its vjp gave None where `needs` asked"):
         grad(y, [a, b], np.ones(2))
+
+
+def test_a_cotangent_of_another_shape_is_an_error_whatever_it_is_added_to():
+    """Sums over what was broadcast that are missing, or are too many, would be hidden by the addition."""
+
+    def added(x, b, wrong):
+        return Tensor(x.data + b.data, (x, b), lambda g, needs: (g, wrong(g)), "mine")
+
+    x, b = Tensor(np.ones((3, 4))), Tensor(np.ones(4))
+    for wrong, shape in (
+        (lambda g: g, r"\(3, 4\)"),
+        (lambda g: g.sum(), r"\(\)"),
+        (lambda g: g.sum(1), r"\(3,\)"),
+        (lambda g: lambda so_far: g + so_far, r"\(3, 4\)"),
+    ):
+        says = rf"^mine: its vjp gave an array of shape {shape} as the cotangent of a parent of shape \(4,\)$"
+        with pytest.raises(WrongCotangent, match=says):
+            grad([added(x, b, wrong), ops.tanh(b)], [b], [x.data, b.data])
+
+
+def test_where_float64_begins_in_a_float32_network_is_named():
+    def doubled(x):
+        y = x.data * np.float64(2)
+        return Tensor(y, (x,), lambda g, needs: (2 * g,), "doubled")
+
+    x, w = Tensor(np.ones((2, 3), np.float32)), Tensor(np.ones((3, 3), np.float32))
+    with pytest.raises(WrongCotangent, match="matmul: .* a parent of float32; doubled made float64 of float32"):
+        grad(ops.tanh(doubled(x @ w) @ w).sum(), [x, w])
+    with pytest.raises(WrongCotangent, match="doubled: its vjp gave float64 as the cotangent of a parent of float32$"):
+        grad(doubled(x).sum(), [x])
+    for some in (w, spectral_norms([w], [np.ones(3, np.float32)], True, [-1])[0]):
+        assert grad((x @ some).sum(), [x, w])[0].dtype == np.float32
+
+
+def test_a_tensor_that_was_computed_has_parents_in_a_tuple_and_a_vjp():
+    x = leaf(1.0)
+    for made in (lambda: Tensor(x.data, x, lambda g, needs: (g,)), lambda: Tensor(x.data, (x,))):
+        with pytest.raises(TypeError, match="takes a tuple of parents"):
+            made()
+    mean = Tensor(float(x.data.mean()), (x,), lambda g, needs: (np.full(1, g),))
+    assert mean.shape == () and grad(mean, [x])[0] == [1]
 
 
 def test_activations_die_while_the_backward_pass_consumes_them(no_gc):

@@ -165,7 +165,7 @@ def test_a_folder_that_can_not_be_written_is_no_obstacle(tmp_path, capsys):
 
 def test_what_can_not_be_classified_is_refused(tmp_path):
     with pytest.raises(UsageError, match="stripes has one class only: .*minisagan sample RUN -o FOLDER"):
-        classifier.obtain(replace(stripes(), classes=("all",)), tmp_path)
+        classifier.obtain(replace(stripes(), labels=np.zeros_like(stripes().labels), classes=("all",)), tmp_path)
     with pytest.raises(UsageError, match="stripes: 4 images are too few to judge a classifier by a fifth of them"):
         classifier.obtain(stripes(4), tmp_path)
     assert list(tmp_path.iterdir()) == []

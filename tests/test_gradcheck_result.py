@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minisagan import ops
+from minisagan import kinks, ops
 from minisagan.autograd import Tensor
 from minisagan.gradcheck import Result, check, check_adjoint
 
@@ -17,7 +17,7 @@ def draw(*shapes):
 
 def unary(y, dx):
     """An op y(x) with the backward pass dx(g, x)."""
-    return lambda x: Tensor(y(x.data), (x,), lambda g, needs, x=x.data: (dx(g, x),))
+    return lambda x: Tensor(y(x.data), (x,), lambda g, needs, x=x.data: (dx(g, x),), "mine")
 
 
 def sine(factor):
@@ -51,20 +51,32 @@ def writes_to_cotangent(x):
 
 
 noise = np.random.default_rng(0)
+ROOM = np.empty((4, 5))
 
 FAULTS = {
     "x was written to": writes_to_input,
     "x was written to ": writes_to_input_backward,
     "the cotangent was written to": writes_to_cotangent,
     "the output is float32, of float64 inputs": unary(np.float32, lambda g, x: g),
-    "dx is of shape (4, 5) and float32, but x of (4, 5) and float64": unary(
+    "mine: its vjp gave float32 as the cotangent of a parent of float64": unary(
         np.copy, lambda g, x: g.astype(np.float32)
     ),
-    "dx is of shape (5, 4) and float64, but x of (4, 5) and float64": unary(np.copy, lambda g, x: g.T),
-    "dx is of shape (1, 5) and float64, but x of (4, 5) and float64": unary(
+    "mine: its vjp gave an array of shape (5, 4) as the cotangent of a parent of shape (4, 5)": unary(
+        np.copy, lambda g, x: g.T
+    ),
+    "mine: its vjp gave an array of shape (1, 5) as the cotangent of a parent of shape (4, 5)": unary(
         lambda x: x.sum(0), lambda g, x: g[None]
     ),
-    "dx is of shape None and None, but x of (4, 5) and float64": unary(np.copy, lambda g, x: g.tolist()),
+    "mine: its vjp gave a list as the cotangent of a parent of shape (4, 5)": unary(np.copy, lambda g, x: g.tolist()),
+    "mine: its vjp returned an array of shape (4, 5), not a tuple of 1, one cotangent for each parent": (
+        lambda x: Tensor(x.data.copy(), (x,), lambda g, needs: g, "mine")
+    ),
+    "the output was overwritten by a second call: each call has to have arrays of its own": unary(
+        lambda x: np.tanh(x, out=ROOM), lambda g, x: g * (1 - np.tanh(x) ** 2)
+    ),
+    "dx was overwritten by a second call: each call has to have arrays of its own": unary(
+        np.square, lambda g, x: np.multiply(2 * g, x, out=ROOM)
+    ),
     "dx is not finite": unary(np.copy, lambda g, x: g / 0),
     "the output is not finite": unary(lambda x: np.log(x - x), lambda g, x: g),
     "two calls with the same inputs differ in what they return": lambda x: x * noise.standard_normal(),
@@ -80,6 +92,50 @@ def test_what_can_not_be_compared_is_named(fault):
         assert row.fault == fault.strip() and not row.passed and row.error == np.inf
         assert str(row).startswith("FAILED  op ") and str(row).endswith(f": {fault.strip()}")
         assert np.array_equal(MATRIX, before)
+
+
+def test_memory_that_calls_share_inside_an_op_makes_a_wrong_gradient():
+    def op(x):
+        y = np.tanh(x.data, out=ROOM)
+        return Tensor(y.copy(), (x,), lambda g, needs: (g * (1 - y * y),))
+
+    assert check(op, MATRIX).error > 1e-4
+
+
+def leaky(x):
+    slope = np.where(x.data > 0, 1, 0.2)
+    return Tensor(slope * x.data, (x,), lambda g, needs: (g * slope,))
+
+
+def test_differences_that_may_be_wrong_are_said_to_be():
+    near = MATRIX.copy()
+    near[0, 0] = 0
+    far = np.where(np.eye(4, 5) > 0, 1e-4, MATRIX)
+    large = lambda x: ops.sum(x * x * x)  # to rounding, of numbers of size 1e7
+    for op, x in ((leaky, near), (leaky, far), (large, 1e7 + MATRIX)):
+        row = check(op, x)
+        assert row.unsure and not row.passed
+        assert str(row).endswith("but the differences may be wrong: a kink that does not ask kinks.chosen, rounding, "
+                                 "or inputs far from size 1")  # fmt: skip
+    for factor in (3, 1.0001, 1 + 1e-7):
+        row = check(sine(factor), MATRIX)
+        assert not row.passed and not row.unsure and "but" not in str(row)
+
+
+def test_a_choice_is_no_value_and_hides_no_slope():
+    def op(x):
+        size = kinks.chosen(lambda: abs(x.data))
+        size = abs(x.data) if size is None else size
+        return Tensor(x.data * size, (x,), lambda g, needs: (g * size,))
+
+    with pytest.raises(TypeError, match="a choice is a mask or an index, not float64"):
+        check(op, MATRIX)
+
+
+def test_other_ops_with_kinks_elsewhere_than_at_x_are_named():
+    op = lambda x: ops.relu(x) if x.data[0, 0] != MATRIX[0, 0] else x * 1
+    with pytest.raises(ValueError, match="more ops with kinks than at x"):
+        check(op, MATRIX)
 
 
 def test_a_reference_of_another_value_is_refused():
@@ -175,12 +231,12 @@ def test_inputs_keep_their_place_in_memory():
         (lambda: check(ops.embedding, np.ones((3, 2)), np.array([0])), "input 1 must .* not int64: close"),
         (lambda: check(ops.tanh, np.ones(3, bool)), "input 0 must hold reals, not bool"),
         (lambda: check(ops.tanh, np.ones(3, complex)), "not complex128"),
-        (lambda: check(ops.tanh, Tensor(np.ones(3))), "not object"),
+        (lambda: check(ops.tanh, Tensor(np.ones(3))), "input 0 must be an array, not a Tensor"),
         (lambda: check(ops.tanh, "x"), "not <U1"),
         (lambda: check(ops.tanh, np.ones((3, 0))), r"input 0 of shape \(3, 0\) must have elements"),
         (lambda: check(ops.tanh, np.array([1, np.nan])), r"of shape \(2,\) must have elements, and finite"),
         (lambda: check(lambda x: x.data, np.ones(3)), "f must return one Tensor to be checked, not a nda"),
-        (lambda: check(lambda x: (x, x), np.ones(3), name="pair"), "pair must return one .* not a tuple"),
+        (lambda: check(lambda x: (x, x), np.ones(3), name="pair"), "pair must return .* not a tuple: check each"),
         (lambda: check(ops.tanh, np.ones(3), names=["x", "y"]), "1 inputs but 2 names: x, y"),
     ],
 )

@@ -12,7 +12,11 @@ from minisagan.config import Architecture, Config, recipe
 from minisagan.errors import UsageError
 from minisagan.init import Init
 from minisagan.models import Discriminator, Generator
-from minisagan.nn import SelfAttention
+from minisagan.module import Module
+from minisagan.nn import BatchNorm, Conv, SelfAttention
+from minisagan.optim import Adam
+from minisagan.run import checkpoint
+from minisagan.train import descend
 
 
 class Shapes(Init):
@@ -170,6 +174,88 @@ def test_a_folder_that_bears_a_recipes_name_is_a_folder_still():
     assert recipe(grey).lr_d == 2.4e-3 and recipe(photos).lr_d == 1.6e-3
 
 
+class Heads(Module):
+    """Own attention: several heads in a list, each over all channels; the gate as in eq. 3."""
+
+    def __init__(self, init, channels):
+        self.heads = [Conv(init, channels, channels, kernel=1) for _ in range(2)]
+        self.norms = (BatchNorm(init, channels), BatchNorm(init, channels))
+        self.none, self.gamma = [], init.constant((), 0.5)
+
+    def __call__(self, x):
+        for head, norm in zip(self.heads, self.norms, strict=True):
+            x = x + self.gamma * norm(head(x))
+        return x
+
+
+def test_modules_in_lists_are_trained_saved_and_rest(tmp_path):
+    def made(seed):
+        network = Discriminator(Architecture(width=8, classes=0), Init(seed))
+        network.attention = Heads(Init(seed + 1), 8)
+        return network
+
+    D = made(0)
+    ours = {name: x for name, x in D.state().items() if name.startswith("attention.")}
+    names = [f"heads.{k}.{name}" for k in (0, 1) for name in ("w", "b", "u")]
+    names += [f"norms.{k}.{name}" for k in (0, 1) for name in ("gain", "bias", "mean", "var")]
+    assert set(ours) == {f"attention.{name}" for name in [*names, "gamma"]}
+    adam, before = Adam(D.parameters(), 1e-2), {name: x.copy() for name, x in D.state().items()}
+    x = np.random.default_rng(0).standard_normal((4, 32, 32, 1)).astype(np.float32)
+    descend(D(x).mean(), D, adam)
+    moved = [name for name in names if (D.state()[f"attention.{name}"] != before[f"attention.{name}"]).any()]
+    assert set(names) - set(moved) <= {"heads.0.b", "heads.1.b"}  # before a batch norm they have no gradient
+    one, two = D.eval()(x).data, D(x).data
+    np.testing.assert_array_equal(one, two)
+    checkpoint.save(tmp_path / "own.safetensors", D.state(), {})
+    again = made(5)
+    checkpoint.match(checkpoint.load(tmp_path / "own.safetensors")[0], again.state())
+    np.testing.assert_array_equal(again.eval()(x).data, one)
+
+
+def test_attention_of_ones_own_may_use_gamma_as_eq_3_does():
+    class Plain(SelfAttention):
+        def __call__(self, x):
+            return x + self.gamma * self.output(self.mixed(x))
+
+    x, gradients = np.random.default_rng(0).standard_normal((4, 32, 32, 1)), []
+    for kind in (SelfAttention, Plain):
+        D = Discriminator(Architecture(width=8, classes=0), Init(0, dtype=np.float64))
+        D.attention = kind(Init(1, dtype=np.float64), 8)
+        D.attention.gamma.data[...] = 0.5
+        adam = Adam(D.parameters(), 0.0)
+        descend(D(x).mean(), D, adam)
+        gradients.append(adam.g.copy())
+    np.testing.assert_allclose(*gradients, rtol=1e-9, atol=1e-12)
+    assert abs(gradients[0]).max() > 0
+
+
+def test_descend_says_which_networks_it_is_for():
+    own = Heads(Init(0), 8)
+    loss = own(Tensor(np.ones((1, 4, 4, 8), np.float32))).sum()
+    with pytest.raises(ValueError, match="descend is for networks that are called inside .*; take grad.. for Heads"):
+        descend(loss, own, Adam(own.parameters(), 1e-3))
+
+
 def test_images_that_are_no_bytes_are_refused():
     with pytest.raises(ValueError, match="floats: images are uint8, from 0 to 255, not float32"):
         data.Dataset("floats", np.zeros((4, 32, 32, 1), np.float32), np.zeros(4, int), ("all",), {})
+
+
+@pytest.mark.parametrize(
+    "shape, labels, says",
+    [
+        ((4, 28, 28), [0, 1, 1, 0], r"images are \(N, H, H, 1 or 3\), H up to 256, not \(4, 28, 28\)"),
+        ((4, 28, 30, 1), [0, 1, 1, 0], r"not \(4, 28, 30, 1\)"),
+        ((4, 28, 28, 4), [0, 1, 1, 0], r"not \(4, 28, 28, 4\)"),
+        ((1, 512, 512, 1), [0], r"not \(1, 512, 512, 1\)"),
+        ((4, 28, 28, 1), [0, 1, 1], "one for each of 4 images"),
+        ((4, 28, 28, 1), None, r"labels are integers \(N,\)"),
+        ((4, 28, 28, 1), [0.0, 1, 1, 0], r"labels are integers \(N,\)"),
+        ((4, 28, 28, 1), [0, 1, 2, 0], "labels of 2 classes are 0 to 1, not 0 to 2"),
+        ((4, 28, 28, 1), [0, 1, -1, 0], "labels of 2 classes are 0 to 1, not -1 to 1"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(shape, labels, says):
+    made = lambda labels: data.Dataset("mine", np.zeros(shape, np.uint8), labels, ("cat", "dog"))
+    with pytest.raises(ValueError, match=f"mine: .*{says}"):
+        made(None if labels is None else np.array(labels))

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,13 @@ DRAWN = {"train": (20_000, 0), "test": (10_000, 1)}  # count and seed; 20,000 ta
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with their classes, as they came: not yet framed, not yet floats.
+    """Images with their classes, as they came: not yet framed, not yet floats. `load` makes one of files; of arrays:
+
+        Dataset("mine", images, labels, ("cat", "dog"))
 
     images   (N, H, W, C) uint8 with H = W and C in {1, 3}; of a folder, a read-only memory map
-    labels   (N,) int64 in [0, len(classes))
-    classes  the names of the classes
+    labels   (N,) integers in [0, len(classes))
+    classes  the names of the classes; one, if there are none
     hashes   file -> sha256 of what was read: a run records them
     skipped  names of damaged images that were left out
     origin   the arguments that `load` made it from; None if it did not
@@ -40,13 +42,21 @@ class Dataset:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple
-    hashes: dict
+    hashes: dict = field(default_factory=dict)
     skipped: tuple = ()
     origin: tuple | None = None
 
     def __post_init__(self):
         if self.images.dtype != np.uint8:
             raise ValueError(f"{self.name}: images are uint8, from 0 to 255, not {self.images.dtype}")
+        shape, labels, most = self.images.shape, self.labels, len(self.classes)
+        if len(shape) != 4 or shape[1] != shape[2] or shape[2] > SIZES[-1] or shape[3] not in (1, 3):
+            raise ValueError(f"{self.name}: images are (N, H, H, 1 or 3), H up to {SIZES[-1]}, not {shape}")
+        if getattr(labels, "shape", None) != shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(f"{self.name}: labels are integers (N,), one for each of {shape[0]} images")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < most:
+            span = f"{labels.min()} to {labels.max()}"
+            raise ValueError(f"{self.name}: labels of {most} classes are 0 to {most - 1}, not {span}")
 
     @property
     def size(self):

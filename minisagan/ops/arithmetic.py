@@ -8,7 +8,7 @@
     y = sum a     da = g, repeated;  reshape and transpose put g back as a was
 
 An operand that was broadcast gets its cotangent summed over the axes it was repeated along. A sum that includes the
-first axis is taken for one over the batch, and made as batch.py says.
+first axis is taken for one over the batch, and made as batch.py says: over the images at hand.
 """
 
 import numpy as np
