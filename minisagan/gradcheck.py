@@ -173,7 +173,7 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
             return subject.result(method, fault=fault)
         k = int(errors.argmax())  # a NaN counts as the largest, here and below
         index = k if large[i] else tuple(int(j) for j in np.unravel_index(k, x.shape))
-        unsure = not errors[k] <= tolerance and unclear(i, directions[k].reshape(x.shape), float(analytic[k]))
+        unsure = bool(not errors[k] <= tolerance and unclear(i, directions[k].reshape(x.shape), analytic[k]))
         worst.append((errors[k], subject.names[i], index, float(analytic[k]), float(numeric[k]), unsure))
     return subject.result(method, *worst[int(np.argmax([row[0] for row in worst]))])
 

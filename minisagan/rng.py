@@ -95,7 +95,7 @@ def truncated_normal(shape, limit, seed, stream, step):
     """
     if not limit >= 0.1:  # True for NaN, too
         raise UsageError(f"the truncation must be at least 0.1, not {limit}")
-    x, redraw = normal(shape, seed, stream, step), 0
+    x, redraw, limit = normal(shape, seed, stream, step), 0, min(limit, 10.0)  # a draw is below 8.6
     while (outside := np.abs(x) > limit).any():
         redraw += 1
         x = np.where(outside, normal(shape, seed, stream, step, redraw), x)

@@ -1,7 +1,19 @@
-"""What is told on stderr while somebody waits."""
+"""What is told on stderr beside a command's results."""
 
 import os
+import re
 import sys
+
+
+def note(text):
+    """A line "note: ..." on stderr. Names of files and classes in it may hold anything: it stays one line, and text."""
+    line = visible(f"note: {text}")
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+
+
+def visible(text):
+    """The text with a name for each character that a terminal would act on: \\n, \\x1b."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
 
 
 def progress(what, done, total):

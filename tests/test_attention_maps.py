@@ -348,6 +348,13 @@ class TestCommand:
         assert f"a.gif: the {len(kept)} checkpoints that {run} has; train --keep N keeps more" in text
         with Image.open("a.gif") as film:
             assert film.n_frames == len(kept) == 3
+        whole = kept[0].read_bytes()
+        try:
+            kept[0].write_bytes(whole[:-1])
+            text, note = minisagan("attention", run, "--count", 1, "--gif", "c.gif")
+            assert "c.gif: the 2 checkpoints" in text and "note: not in the film: " in note and kept[0].name in note
+        finally:
+            kept[0].write_bytes(whole)
         line = refused("attention", kept[0], "--gif", "b.gif")
         assert f"name its folder instead of {kept[0]}" in line
 

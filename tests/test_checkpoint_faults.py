@@ -195,6 +195,12 @@ def flipped_files(path, whole, bits):
             os.pwrite(file.fileno(), whole[i // 8 : i // 8 + 1], i // 8)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_another_programs_file_with_a_nan_is_refused(tmp_path, value):
+    (path := tmp_path / "x.safetensors").write_bytes(compose({"w": entry()}, np.float32([1, value]).tobytes()))
+    refused(path, "tensor 'w' holds a NaN or an infinity")
+
+
 def test_every_single_flipped_bit_is_refused(tmp_path, whole):
     path = tmp_path / "x"
     for _ in flipped_files(path, whole, range(8 * len(whole))):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from command_line import ROOT, SMALL, minisagan, refused, start
 
 from minisagan import selfcheck
 from minisagan.autograd import Tensor
-from minisagan.commands import cli, hardware
+from minisagan.commands import choices, cli, hardware, sample
 from minisagan.config import Architecture
 from minisagan.models import Generator
 from minisagan.run import checkpoint
@@ -129,6 +130,45 @@ def test_without_classes(photos):
     assert os.listdir("made") == ["00000.png"]
 
 
+def test_a_folder_of_samples_takes_the_place_of_an_empty_one(run, tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("there")
+    minisagan("sample", run, "--count", 1, "-o", "link/")
+    assert os.listdir("there") == ["00000-0.png"]
+    monkeypatch.chdir(tmp_path / "here")
+    minisagan("sample", run, "--count", 1, "-o", ".")
+    assert os.listdir(tmp_path / "here") == ["00000-0.png"]
+
+
+def test_a_class_has_as_much_of_its_name_in_a_files_as_this_can_hold(monkeypatch):
+    assert sample._file_name("hot dog/7", 1) == "hot-dog-7" and sample._file_name("x" * 250, 1) == "x" * 200
+    assert sample._file_name("x" + "犬" * 90, 1) == "x" + "犬" * 66  # of 3 bytes each
+    monkeypatch.setattr(os, "fsencode", lambda name: name.encode("ascii"))
+    assert sample._file_name("犬", 7) == "7"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("sample", "--count"), ("interpolate", "--latents"), ("interpolate", "--steps"), ("attention", "--count"),
+        ("attention", "--metrics"), ("evaluate", "--count"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_counts_beyond_all_bounds_are_refused(run, args):
+    assert "1<=x<=1000000000" in refused(args[0], run, args[1], 10**21)
+
+
+def test_a_class_with_a_comma_in_its_name(tmp_path):
+    names = ["wet, cold", "dry", "wet"]
+    assert choices.classes(" wet, cold ", names, 3) == [0] and choices.classes("wet,dry", names, 3) == [2, 1]
+
+
+def test_names_in_messages_are_as_they_were_given(tmp_path):
+    assert "Error: no  such   run: no such run folder" in refused("sample", "no  such   run")
+
+
 @pytest.mark.parametrize("name", ["g.png", "a.npz", "made/"])
 def test_samples_that_cannot_be_written(run, name, tmp_path):
     line = refused("sample", run, "--count", 1, "-o", f"absent/{name}", code=1)
@@ -185,6 +225,57 @@ def test_inspect_finds_damage_and_train_and_sample_refuse_it(run):
         assert "cut short" in CliRunner().invoke(cli, ["inspect", str(run)]).stdout
     finally:
         file.write_bytes(whole)
+
+
+def test_inspect_takes_what_a_training_deleted_meanwhile_for_no_damage(run, tmp_path, monkeypatch):
+    folder = shutil.copytree(run, tmp_path / "copy")
+    load = checkpoint.load
+
+    def slow(file):
+        (folder / "checkpoints" / "step-00000001.safetensors").unlink(missing_ok=True)
+        return load(file)
+
+    monkeypatch.setattr(checkpoint, "load", slow)
+    assert json.loads(minisagan("inspect", folder, "--json")[0])["checkpoints"] == {
+        f"step-{k:08d}.safetensors": "intact" for k in (3, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("config", "[" * 100_000),
+        ("data", "[" * 100_000),
+        *(("data", {"image_size": size}) for size in (0, -4, 33, "28", 1.5, True, None)),
+        *(("data", {"classes": classes}) for classes in (["a"], None, list(range(10)), "0123456789")),
+        ("data", {"hashes": []}),
+        *(("seconds", text) for text in ("inf", "nan", "soon")),
+        *(("step", text) for text in ("-5", "1.5")),
+        ("log_bytes", "-1"),
+        *(("versions", text) for text in ("x", "[]", "3")),
+    ],
+)
+def test_a_forged_checkpoint_is_refused_in_one_line(run, tmp_path, name, value):
+    tensors, about = checkpoint.load(run / "checkpoints" / "step-00000003.safetensors")
+    value = value if isinstance(value, str) else json.dumps(json.loads(about[name]) | value)
+    checkpoint.save(forged := tmp_path / "forged.safetensors", tensors, about | {name: value})
+    for command in ("sample", "inspect"):
+        assert "no usable configuration in this checkpoint" in refused(command, forged, code=3)
+
+
+def test_inspect_of_a_checkpoint_without_optimisers(run, tmp_path):
+    tensors, about = checkpoint.load(run / "checkpoints" / "step-00000003.safetensors")
+    some = {name: x for name, x in tensors.items() if not name.startswith("adam")}
+    checkpoint.save(lone := tmp_path / "some.safetensors", some, about)
+    assert "it lacks adam_d.m, adam_g.m" in refused("inspect", lone, code=3)
+
+
+def test_a_line_of_the_log_without_a_step_is_none(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "copy")
+    known = runs.read_log(folder)
+    with open(folder / "log.jsonl", "a") as log:
+        log.write('{"frechet": 3}\n{"step": true}\n{"step": 2.5}\n{"step": 9, "seconds": Infinity}\n')
+    assert runs.read_log(folder) == known and "no evaluated checkpoint" in refused("sample", folder / "best")
 
 
 def test_a_checkpoint_of_no_run(tmp_path):

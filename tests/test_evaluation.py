@@ -109,7 +109,7 @@ def test_evaluate_measures_samples_of_the_classes_of_the_test_images(trained):
     assert len(np.unique(np.bincount(asked))) > 1, "each class is as often there: evenly spread labels would do"
     drawn, labels = draw(runs.load_generator(run)[0], 160, asked, 5, 28)
     np.testing.assert_array_equal(labels, asked)
-    features, p = net.look(replace(dataset, images=drawn), np.arange(160))
+    features, p = net.look(replace(dataset, images=drawn, labels=labels), np.arange(160))
     reference, _ = net.look(test, judge.test_indices)
     found = facts["metrics"]
     assert found["frechet"] == pytest.approx(metrics.frechet(reference, features))
@@ -132,6 +132,18 @@ def test_evaluate_prints_each_number_beside_its_floor(copy):
         assert numbers == pytest.approx([facts["metrics"][metric], facts["floor"][metric]], abs=6e-4)
     assert f"150 test images of drawn-digits, on 128 features of classifier {facts['classifier']['hash']}, " in stdout
     assert f"Written to {copy / 'evaluation.json'}" in stdout
+
+
+def test_a_checkpoint_that_a_training_deletes_meanwhile_is_measured_all_the_same(copy, monkeypatch):
+    judged = Judge.judged
+
+    def slow(*args):
+        shutil.rmtree(copy / "checkpoints")
+        return judged(*args)
+
+    monkeypatch.setattr(Judge, "judged", slow)
+    assert "Frechet distance" in minisagan("evaluate", copy, "--count", 150)[0]
+    assert json.loads((copy / "evaluation.json").read_text())["step"] == 4
 
 
 def test_a_checkpoint_and_one_outside_of_a_run(copy, tmp_path):

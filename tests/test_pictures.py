@@ -653,6 +653,9 @@ def test_names_that_no_font_has_are_numbers_and_those_are_told(fonts, capsys):
         "no font found here shows these names, or tells them apart\n"
     )
     assert pictures.legible({0: "#1", 1: "\u4e2d"}) == {0: "#1", 1: "##1"}
+    capsys.readouterr()
+    assert pictures.legible({0: "a\nb\x1b[31m"}) == {0: "#0"}
+    assert "note: the pictures say #0 for a\\nb\\x1b[31m: no font" in capsys.readouterr().err
 
 
 def test_names_that_look_alike_are_numbers(dejavu, capsys):

@@ -207,6 +207,17 @@ def test_a_checkpoint_alone_and_one_that_went_away(run, tmp_path):
         assert "no such checkpoint now" in ask(page, "POST", "/draw", ASKED | {"step": 2})[2]["error"]
 
 
+def test_another_run_in_the_folder_is_not_shown_as_the_first(run, photos, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    with serving(play.Play(folder).routes()) as page:
+        assert len(images(page)) == 16
+        shutil.rmtree(folder)
+        shutil.copytree(photos / "run", folder)
+        for step in (0, 1):
+            status, _, came = ask(page, "POST", "/draw", ASKED | {"step": step})
+            assert (status, came["error"]) == (400, "another run is in this folder now: start play anew")
+
+
 def test_data_that_would_be_downloaded_is_not_at_hand(run, tmp_path):
     shown = play.Play(run)
     shown.config = replace(shown.config, dataset="cifar10")

@@ -106,6 +106,16 @@ def test_the_page_holds_every_part_and_refers_to_nothing_outside(copy):
     assert "does not replay the run by itself: changes and init_from in it say why." in written(copy)
 
 
+def test_names_in_a_run_are_text_on_the_page_and_nothing_else(copy):
+    name = "<img src=x onerror=alert(1)>"
+    told = json.loads(json.dumps(EVALUATION).replace('"7"', json.dumps(name)))
+    (copy / "evaluation.json").write_text(json.dumps(told))
+    page = Page(text := written(copy))
+    assert name in page.of("td") and all(attrs["src"].startswith("data:") for attrs in page.all("img"))
+    (policy,) = (attrs["content"] for attrs in page.all("meta") if "http-equiv" in attrs)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:" and name not in text
+
+
 def test_the_page_says_what_was_measured_and_configured(copy):
     (copy / "evaluation.json").write_text(json.dumps(EVALUATION))
     text = written(copy)

@@ -138,6 +138,7 @@ def test_ctrl_c_ends_it_at_once_and_started_anew_it_is_where_it_was(run):
 
 
 def test_train_watch_shows_the_run_and_goes_with_the_training(tmp_path):
+    (tmp_path / "socketserver.py").write_text("raise SystemExit('code of this folder ran')")  # a library's name
     with start("train", *SMALL, "--steps", 100_000, "--watch", "--out", tmp_path / "run", text=True,
                extra="import os; os.environ['MINISAGAN_WATCH_BROWSER'] = '0'; ") as child:  # fmt: skip
         lines = iter(child.stderr.readline, "")

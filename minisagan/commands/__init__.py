@@ -101,7 +101,7 @@ class Commands(click.Group):
     def _fail(self, code, message):
         if self.debug:
             traceback.print_exc()
-        click.echo(f"Error: {' '.join(str(message).split())}", err=True)
+        click.echo(f"Error: {' '.join(str(message).splitlines())}", err=True)
         return code
 
 

@@ -7,12 +7,13 @@ import click
 import numpy as np
 
 from minisagan.commands import choices
-from minisagan.errors import UsageError
+from minisagan.errors import DataError, UsageError
 from minisagan.judge.evaluation import Judge
 from minisagan.look import attention_maps, pictures
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.sampling import in_turn, latents
+from minisagan.stderr import note
 
 MEASURED = 256  # images that the measures and the causal test are taken over
 
@@ -21,7 +22,7 @@ MEASURED = 256  # images that the measures and the causal test are taken over
 @click.argument("run")
 @click.option("--network", type=click.Choice(["generator", "discriminator"]), default="generator",
               help="Whose attention: the generator's, on images it makes, or the discriminator's, on real ones.")
-@click.option("--count", type=click.IntRange(1), show_default="one for each class, of at most 10; 8 without classes",
+@click.option("--count", type=choices.COUNT, show_default="one for each class, of at most 10; 8 without classes",
               help="How many images to show.")
 @choices.classes_option
 @click.option("--seed", type=int, default=0, help="Of the noise, as in minisagan sample; or of which real images.")
@@ -29,7 +30,7 @@ MEASURED = 256  # images that the measures and the causal test are taken over
               help="A pixel to look from, counted from the upper left corner; may be given several times.")
 @click.option("-o", "--output", metavar="FILE", default="attention.png", help="The picture to write.")
 @click.option("--gif", metavar="FILE", help="Write a film, too: the same at each checkpoint that the run has kept.")
-@click.option("--metrics", type=click.IntRange(1), metavar="N", show_default="not measured",
+@click.option("--metrics", type=choices.COUNT, metavar="N", show_default="not measured",
               help="Evaluate N images of the generator, too, with gamma and without, as minisagan evaluate does.")
 @click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
 @click.option("--data-dir", metavar="DIR", show_default="$MINISAGAN_DATA", help="Where the real images lie.")
@@ -70,9 +71,13 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     picture, where = attention_maps.figure(net, shown, where, size, captions)
     pictures.write_png(output, picture)
     if gif:
-        frames = [attention_maps.figure(load(path)[0], shown, where, size, captions)[0] for path in steps.values()]
-        times = [f"step {step:,}" for step in steps]
-        pictures.write_gif(gif, frames, 800, last=2400, captions=times)
+        frames = {}
+        for step, path in steps.items():
+            try:
+                frames[f"step {step:,}"] = attention_maps.figure(load(path)[0], shown, where, size, captions)[0]
+            except (DataError, UsageError) as error:  # damaged; or a training has deleted it meanwhile
+                note(f"not in the film: {error}")
+        pictures.write_gif(gif, list(frames.values()), 800, last=2400, captions=list(frames))
 
     facts = {"checkpoint": str(file), "network": network, "points": where.tolist()}
     facts |= attention_maps.measure(net, *inputs) | {"without": attention_maps.causal_test(net, size, *inputs)}
@@ -88,7 +93,7 @@ def command(run, network, count, classes, seed, points, output, gif, metrics, da
     _show(facts, config.architecture)
     click.echo(f"picture    {output}: {count} images, {where.shape[1]} points in each")
     if gif:
-        click.echo(f"film       {gif}: the {len(steps)} checkpoints that {run} has; train --keep N keeps more")
+        click.echo(f"film       {gif}: the {len(frames)} checkpoints that {run} has; train --keep N keeps more")
 
 
 def _show(facts, arch):

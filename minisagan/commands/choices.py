@@ -10,6 +10,8 @@ import click
 
 from minisagan.errors import Fault, UsageError
 
+COUNT = click.IntRange(1, 10**9)
+
 classes_option = click.option(
     "--classes",
     metavar="A,B,...|all",
@@ -28,8 +30,9 @@ def classes(text, names, known):
         return list(range(known))
     chosen = []
     composed = [unicodedata.normalize("NFC", name) for name in names]  # macOS writes the names of files decomposed
-    for name in text.split(","):
-        name = unicodedata.normalize("NFC", name.strip())
+    whole = unicodedata.normalize("NFC", text.strip())
+    for name in [whole] if whole in composed else whole.split(","):  # one class may have a comma in its name
+        name = name.strip()
         if name in composed:
             chosen.append(composed.index(name))
         elif name.isdecimal() and len(name) < 10 and int(name) < known:

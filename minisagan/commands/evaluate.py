@@ -6,17 +6,18 @@ from pathlib import Path
 import click
 
 from minisagan import cpu
-from minisagan.commands import hardware
+from minisagan.commands import choices, hardware
 from minisagan.judge.evaluation import ROWS, Judge
 from minisagan.run import checkpoint
 from minisagan.run import folder as runs
+from minisagan.stderr import note
 
-ROW = "{:28}{:>12}{:>12}"
+ROW = "{:28} {:>11} {:>11}"
 
 
 @click.command(short_help="Measure images: distances, precision, recall, class asked for.")
 @click.argument("run")
-@click.option("--count", type=click.IntRange(1), show_default="10,000, or as many as are trained on",
+@click.option("--count", type=choices.COUNT, show_default="10,000, or as many as are trained on",
               help="How many images to draw and measure.")
 @click.option("--seed", type=int, default=0, help="Of the noise, as in sample; and of the choice of real images.")
 @click.option("--dataset", metavar="PLACE", show_default="as in config.json", help="Where its images are now.")
@@ -33,22 +34,19 @@ def command(run, count, seed, dataset, data_dir, threads, as_json):
     """
     cpu.set_threads(threads)
     generator, config, about, file = runs.load_generator(run)
+    step = int(checkpoint.read_metadata(file)["step"])  # now: a training may delete the file meanwhile
     judge = Judge(runs.load_data(config, about, run, data_dir, dataset), count, seed, data_dir)
     count, real = judge.count, len(judge.train_indices)
     if real < count:
-        click.echo(
-            f"note: only {real:,} training images stand for real ones beside {count:,} generated: "
-            "that alone makes their distance larger",
-            err=True,
+        note(
+            f"only {real:,} training images stand for real ones beside {count:,} generated: that alone makes their "
+            "distance larger"
         )
     found, floor = judge.judged(generator, seed, about["image_size"]), judge.floor()
-    for numbers in (found, floor):
-        if "worst_class" in numbers:
-            numbers["worst_class"] = about["classes"][numbers["worst_class"]]
     net = judge.classifier
     facts = {
         "checkpoint": str(file),
-        "step": int(checkpoint.read_metadata(file)["step"]),
+        "step": step,
         "dataset": config.dataset,
         "count": count,
         "train_count": real,

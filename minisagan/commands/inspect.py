@@ -28,9 +28,12 @@ def command(run, tensors, as_json):
             state[file.name] = "intact"
             intact = intact or (file, *loaded)
         except DataError as error:
+            if not file.exists() and len(files) > 1:  # no damage: a training deleted it meanwhile
+                continue
             state[file.name] = f"damaged: {error}"
     if not intact:
-        raise DataError(f"{run}: no intact checkpoint: {state[files[0].name].removeprefix('damaged: ')}")
+        why = next(iter(state.values()), "a training has deleted them meanwhile").removeprefix("damaged: ")
+        raise DataError(f"{run}: no intact checkpoint: {why}")
     facts = _facts(*intact, state, tensors)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
@@ -49,6 +52,8 @@ def _files(path):
 
 def _facts(file, tensors, about, state, listed):
     config = runs.read_config(about, file)
+    if lacks := {"adam_g.m", "adam_d.m"} - tensors.keys():
+        raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
     log = file.absolute().parent.parent / "log.jsonl"
     facts = {
         "checkpoint": str(file),

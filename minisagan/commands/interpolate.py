@@ -19,12 +19,12 @@ MILLISECONDS = 80  # for which a frame is shown
 @click.argument("run")
 @click.option("--along", type=click.Choice(["latents", "classes"]), default="latents",
               help="What changes on the way. The other one makes the rows: each class, or each latent.")
-@click.option("--latents", "count", type=click.IntRange(1), default=5, help="How many latents.")
+@click.option("--latents", "count", type=choices.COUNT, default=5, help="How many latents.")
 @choices.classes_option
 @click.option("--seed", type=int, default=0, help="Of the latents: they are those of minisagan sample.")
 @click.option("--truncation", metavar="T", type=click.FloatRange(0.1), show_default="none",
               help="As in minisagan sample.")
-@click.option("--steps", type=click.IntRange(1), show_default="12 in a film, 4 in a strip",
+@click.option("--steps", type=choices.COUNT, show_default="12 in a film, 4 in a strip",
               help="How many steps from one latent or class to the next.")
 @click.option("-o", "--output", metavar="FILE", default="interpolation.gif",
               help="NAME.gif: a film that comes back to where it began. NAME.png: a strip for each row.")

@@ -1,5 +1,6 @@
 """`minisagan sample`: images from a trained generator, as a grid, as arrays or as files."""
 
+import os
 import re
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from minisagan.look import pictures
 from minisagan.run import folder as runs
 from minisagan.sampling import BATCH, draw
 
+LONGEST = 200  # bytes of a class's name in that of a file, which has at most 255
+
 
 @click.command(short_help="Draw images with a trained generator.")
 @click.argument("run")
-@click.option("--count", type=click.IntRange(1), default=100, help="How many images, spread evenly over the classes.")
+@click.option("--count", type=choices.COUNT, default=100, help="How many images, spread evenly over the classes.")
 @choices.classes_option
 @click.option("--seed", type=int, default=0, help="Of the noise: an image depends on it and its own number alone.")
 @click.option("--truncation", metavar="T", type=click.FloatRange(0.1), show_default="none",
@@ -75,8 +78,16 @@ def _write_arrays(path, images, labels, names):
 
 def _write_folder(path, images, labels, names):
     """00000-CLASS.png, 00001-CLASS.png, ...: all of them, or no folder."""
-    with replacing(path) as temp:
+    with replacing(os.path.realpath(path)) as temp:  # an empty folder may be there, behind a link or "."
         temp.mkdir()
         for i, image in enumerate(images):
-            name = "" if labels is None else "-" + re.sub(r"[^\w.-]+", "-", names[labels[i]])
-            pictures.write_png(temp / f"{i:05d}{name}.png", image)
+            name = "" if labels is None else "-" + _file_name(names[labels[i]], labels[i])
+            (temp / f"{i:05d}{name}.png").write_bytes(pictures.png(image))
+
+
+def _file_name(name, label):
+    """What stands for a class in the names of files: its name, as far as this system's can hold it."""
+    try:
+        return os.fsencode(re.sub(r"[^\w.-]+", "-", name))[:LONGEST].decode(errors="ignore")
+    except UnicodeEncodeError:
+        return str(label)

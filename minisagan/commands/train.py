@@ -23,6 +23,7 @@ from minisagan.errors import Collapsed, DataError, UsageError
 from minisagan.look.words import duration
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
+from minisagan.stderr import note
 
 DEFAULTS = Config().to_dict() | Config().to_dict()["architecture"]
 SMALL, PHOTOS = (DEFAULTS | recipe | recipe["architecture"] for recipe in (RECIPES["digits"], RECIPES["folder"]))
@@ -250,7 +251,7 @@ def _configure(given, data_dir, replay, strict):
     own = recipe(dataset, conditional)
     facts = {name: getattr(own.architecture, name) for name in ("size", "channels", "classes")}
     if base and base.dataset == dataset.name != DEFAULTS["dataset"] and data_then != runs.about_data(dataset):
-        click.echo(f"note: {dataset.name} has changed since {replay} was written", err=True)
+        note(f"{dataset.name} has changed since {replay} was written")
     base = base or own
     asked |= {"fit": how.fit, "labels": how.labels, "skip_unreadable": how.skip_unreadable}
     asked |= {"dataset": dataset.name, "architecture": replace(base.architecture, **facts, **architecture)}
@@ -262,7 +263,7 @@ def _read(path):
     try:
         about = json.loads(Path(path).read_text())
         if isinstance(about, dict) and about.keys() & runs.BESIDE_CONFIG:
-            click.echo(f"note: {path} alone does not replay its run: see init_from and changes in it", err=True)
+            note(f"{path} alone does not replay its run: see init_from and changes in it")
         return Config.from_dict(about["config"]), about["data"]
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
@@ -302,13 +303,17 @@ def _refuse_differences(run, given):
 def watched(run, wanted):
     """Inside, if it is wanted, a process of its own shows the run in the browser, and its address on stderr.
 
-    It ends by itself, soon after its standard input does: that is, after this process, however this one dies.
+    It ends by itself, soon after its standard input does: that is, after this process, however this one dies. It
+    imports the package that runs here, and nothing that lies in the current folder (-P).
     """
     if not wanted:
         yield
         return
-    command = [sys.executable, "-m", "minisagan", "watch", os.path.abspath(run.folder), "--beside"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)  # Ctrl-C is not for it
+    command = [sys.executable, "-P", "-m", "minisagan", "watch", os.path.abspath(run.folder), "--beside"]
+    here, there = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, there] if there else [here])}
+    new = {"env": environment, "start_new_session": True}  # Ctrl-C is not for it
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, **new)
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ image is named, and what is damaged is refused, unless the reader was told to go
 import hashlib
 import json
 import os
-import sys
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +15,7 @@ from minisagan.data import labels, pixels
 from minisagan.data.decode import NO_IMAGE
 from minisagan.data.scan import scan
 from minisagan.errors import DataError
+from minisagan.stderr import note
 
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 HEIF = (".heic", ".heif", ".hif")
@@ -109,8 +109,7 @@ def _say(root, found, bad, no_images, unlisted, empty):
     if found.passed:
         lines.append(f"passed over: {_some(sorted(found.passed))}")
     for line in lines:
-        line = f"note: {root}: {line}".replace("\n", "\\n")  # of a file's name
-        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        note(f"{root}: {line}")
 
 
 def _no_images(files):

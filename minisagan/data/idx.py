@@ -13,13 +13,13 @@ import gzip
 import hashlib
 import math
 import struct
-import sys
 import zlib
 
 import numpy as np
 
 from minisagan.data.places import TORCHVISION, locate
 from minisagan.errors import DataError
+from minisagan.stderr import note
 
 TYPES = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
 MIRRORS = {
@@ -124,7 +124,7 @@ def _read(path, ndim, name, gz_sha256, sha256):
                 f"{path}: not the published {name} file (sha256 {found}, expected {expected}); "
                 "delete it to download it anew, or put images of your own into a folder of images"
             )
-        print(f"note: {path} is not the published .gz; taken for {name} by its shape", file=sys.stderr)
+        note(f"{path} is not the published .gz; taken for {name} by its shape")
     return array, raw_sha256
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from contextlib import closing, suppress
 from io import BytesIO, StringIO
 
@@ -21,7 +20,7 @@ import numpy as np
 from minisagan.data import parts
 from minisagan.data.decode import FORMATS
 from minisagan.data.pool import KILLED, decoded
-from minisagan.stderr import progress
+from minisagan.stderr import note, progress
 
 RECIPE = 2  # raise it when the same files give other pixels: old caches are then left alone
 CHUNK = 256  # images between two lines of the journal
@@ -69,7 +68,7 @@ def _cached(cache, name, shape):
 def _decoded(cache, name, root, files, shape, fit, good):
     """What `load` gives, by decoding: into the cache if that can be written, else into memory."""
     owner = os.fsencode(root.resolve()).hex()
-    wait = lambda: print(f"note: another process is reading {root}: waiting for it", file=sys.stderr)
+    wait = lambda: note(f"another process is reading {root}: waiting for it")
     try:
         if not cache:
             raise OSError("there is none; $MINISAGAN_DATA names another folder")
@@ -100,7 +99,7 @@ def _decoded(cache, name, root, files, shape, fit, good):
             _remove(file, path, journal)
         return found
     except OSError as error:
-        print(f"note: no cache in {cache or 'the home folder'} ({error}): the images stay in memory", file=sys.stderr)
+        note(f"no cache in {cache or 'the home folder'} ({error}): the images stay in memory")
         memory = BytesIO()
         left, sha256 = _decode_all(root, files, shape, fit, memory, StringIO(), owner)
         count, start = len(files) - len(left), len(_header(0, shape))

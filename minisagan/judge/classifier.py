@@ -35,7 +35,7 @@ from minisagan.module import Module
 from minisagan.optim import Adam
 from minisagan.processes import mpi
 from minisagan.run import checkpoint
-from minisagan.stderr import progress
+from minisagan.stderr import note, progress
 
 FEATURES = 128
 RECIPE = 1  # raise it when the same images and the numbers below give another classifier
@@ -163,7 +163,7 @@ def obtain(dataset, data_dir=None):
         if kept:
             _keep(net, kept)
     except (OSError, Fault) as error:
-        print(f"note: the classifier is not kept ({error})", file=sys.stderr)
+        note(f"the classifier is not kept ({error})")
     return net
 
 

@@ -61,14 +61,14 @@ class Judge:
         self.features, self.probabilities = self.classifier.look(self.test, self.test_indices)  # (M, D), (M, classes)
 
     def measure(self, images, asked=None):
-        """Metric -> number, of images uint8 (N, H, H, C) of the classes `asked` for (N,), or None.
+        """Metric -> value, of images uint8 (N, H, H, C) of the classes `asked` for (N,), or None.
 
         frechet, kid, precision, recall and score as in `metrics`; and if classes were asked for, accuracy (of the
-        asked-for class), worst_accuracy and worst_class (its number).
+        asked-for class), worst_accuracy and worst_class (its name).
         """
         made = data.Dataset("generated", images, np.zeros(len(images), np.int64), self.classes, {})
         features, probabilities = self.classifier.look(made, np.arange(len(images)))
-        return self._distances(features) | _alone(probabilities, asked)
+        return self._distances(features) | self._alone(probabilities, asked)
 
     def judged(self, generator, seed, image_size):
         """`measure` of `count` samples of this generator, whose classes are those of the test images."""
@@ -78,7 +78,7 @@ class Judge:
     def floor(self):
         """The same metrics of real images."""
         features, _ = self.classifier.look(self.train, self.train_indices)
-        return self._distances(features) | _alone(self.probabilities, self.labels)
+        return self._distances(features) | self._alone(self.probabilities, self.labels)
 
     def _distances(self, features):
         precision, recall = metrics.precision_recall(self.features, features, K)
@@ -89,10 +89,9 @@ class Judge:
             "recall": recall,
         }
 
-
-def _alone(probabilities, asked):
-    found = {"score": metrics.classifier_score(probabilities)}
-    if asked is not None:
-        shares = metrics.class_accuracy(asked, probabilities.argmax(1))
-        found |= dict(zip(("accuracy", "worst_accuracy", "worst_class"), shares, strict=True))
-    return found
+    def _alone(self, probabilities, asked):
+        found = {"score": metrics.classifier_score(probabilities)}
+        if asked is not None:
+            accuracy, worst, k = metrics.class_accuracy(asked, probabilities.argmax(1))
+            found |= {"accuracy": accuracy, "worst_accuracy": worst, "worst_class": self.classes[k]}
+        return found

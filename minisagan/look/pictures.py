@@ -9,8 +9,6 @@ import base64
 import contextlib
 import io
 import os
-import re
-import sys
 import unicodedata
 from collections import Counter
 from functools import lru_cache
@@ -22,6 +20,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from minisagan.errors import DataError, UsageError
 from minisagan.files import replacing
+from minisagan.stderr import note, visible
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
@@ -120,7 +119,7 @@ def _read(frame):
     try:
         return _checked(frame if isinstance(frame, np.ndarray) else read_png(frame), 3)
     except DataError as error:
-        print(f"note: not in the film: {error}", file=sys.stderr)
+        note(f"not in the film: {error}")
         return None
 
 
@@ -221,7 +220,7 @@ def letters(text, size):
 
     Where none is found, the letters' numbers stand for them (\\u4e2d), as they do for line breaks and the like.
     """
-    text = re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], unicodedata.normalize("NFC", text))
+    text = visible(unicodedata.normalize("NFC", text))
     if not text.isascii() and (file := _font_with(frozenset(text))):
         return text, _truetype(file, size)
     return text.encode("ascii", "backslashreplace").decode(), _font(size)
@@ -253,8 +252,7 @@ def _legible(names):
     if unclear:
         some = [f"{mark}{k} for {name}" for k, name in unclear.items()]
         some = ", ".join(some[:20]) + (f" and {len(some) - 20} more" if len(some) > 20 else "")
-        line = f"note: the pictures say {some}: no font found here shows these names, or tells them apart"
-        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        note(f"the pictures say {some}: no font found here shows these names, or tells them apart")
     return [(k, f"{mark}{k}" if k in unclear else name) for k, name in names]
 
 

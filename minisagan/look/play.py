@@ -53,7 +53,7 @@ class Play:
         self.run, self.data_dir = run, data_dir
         file = runs.find(run)
         self._load, self._seen, self._dataset = lru_cache(LOADED)(_load), lru_cache(LOADED)(self._see), None
-        _, self.config, self.about = self._load("generator", file, file.stat().st_mtime_ns)
+        self.config, self.about = self._load("generator", file, file.stat().st_mtime_ns)[1:]
         self.step, self.files = _step(file), {_step(file): file}
         self.folder = runs.folder_of(file)
         self.arch, self.size = self.config.architecture, self.about["image_size"]
@@ -102,7 +102,7 @@ class Play:
             y, x = (server.number(p, "a point's place", 0, self.size - 1, whole=True) for p in point)
             asked = self._asked(body)
             images, features, *_ = self._seen(asked, *self._file(asked.step))
-            layer = self._load(asked.network, *self._file(asked.step))[0].attention
+            layer = self._network(asked.network, *self._file(asked.step)).attention
             points = np.array([[[y, x]]])
             weights = attention_maps.maps(layer, features[n : n + 1], points, self.arch.size, self.size)[0, 0]  # (h, w)
             return server.as_json({
@@ -170,9 +170,16 @@ class Play:
         except (AttributeError, OSError):
             raise UsageError(f"step {step}: the run has no such checkpoint now") from None
 
+    def _network(self, *which):
+        """A network of this run; UsageError if another run has taken its place."""
+        network, config, about = self._load(*which)
+        if (config.architecture, about["classes"]) != (self.arch, self.about["classes"]):
+            raise UsageError("another run is in this folder now: start play anew")
+        return network
+
     def _see(self, asked, file, written):
         """(images uint8 (N, S, S, C), attention's x, labels, scores, gamma), or None for what there is not."""
-        network, count = self._load(asked.network, file, written)[0], COUNTS[self.arch.size]
+        network, count = self._network(asked.network, file, written), COUNTS[self.arch.size]
         choice = None if not self.classes else range(len(self.classes)) if asked.label is None else [asked.label]
         if asked.network == "generator":
             inputs = self._latents(network, count, asked), in_turn(choice, count)

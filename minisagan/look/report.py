@@ -22,6 +22,7 @@ from minisagan.sampling import in_turn, latents
 
 SHOWN, MEASURED = 6, 64  # images in the picture of attention; that its numbers are means over
 
+ALLOWED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # to the browser: no script, nothing fetched
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
@@ -62,6 +63,7 @@ def page(folder):
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{ALLOWED}">\n'
         f"<title>{html.escape(report.title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
@@ -170,7 +172,7 @@ def _attention(report):
     return _section(
         "attention", f"{text}{MEASURED} images.",
         _card("Maps", f'<div class="scroll">{image}</div>', wide=True),
-        _card("Measures", _table(rows), wide=True),
+        _card("Measures", _table(rows.items()), wide=True),
     )  # fmt: skip
 
 
@@ -182,7 +184,7 @@ def _evaluation(report):
         facts = json.loads(path.read_text())
         found, floor, net = facts["metrics"], facts["floor"], facts["classifier"]
         rows = [
-            (html.escape(name), *(form.format(part[key]) if key in part else "" for part in (found, floor)))
+            (name, *(form.format(part[key]) if key in part else "" for part in (found, floor)))
             for key, (name, form) in evaluation.ROWS.items()
             if key in found
         ]
@@ -193,15 +195,13 @@ def _evaluation(report):
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: not written by minisagan evaluate ({error!r}); measure again, or delete it") from None
-    body = "".join(f"<tr><th>{name}</th><td>{a}</td><td>{b}</td></tr>\n" for name, a, b in rows)
     head = "<tr><th></th><th>generated</th><th>real</th></tr>\n"
-    table = f'<div class="scroll"><table>\n{head}{body}</table></div>'
-    return _section("metrics", text, _card("Generated beside real", table))
+    return _section("metrics", text, _card("Generated beside real", _table(rows, head)))
 
 
 def _facts(report):
     _, config, about, file = report.loaded
-    values = config.to_dict()
+    values, versions = config.to_dict(), json.loads(report.metadata["versions"])
     arch = values.pop("architecture")
     dataset = {
         "data set": config.dataset,
@@ -215,14 +215,16 @@ def _facts(report):
         replay = f"does not replay the run by itself: {' and '.join(sorted(more))} in it say why"
     return _section(
         "configuration", f"Of {html.escape(str(file))}. config.json beside the log {replay}.",
-        _card("Training", _table(values)), _card("Networks", _table(arch)),
-        _card("Data", _table(dataset)), _card("Versions", _table(json.loads(report.metadata["versions"]))),
+        _card("Training", _table(values.items())), _card("Networks", _table(arch.items())),
+        _card("Data", _table(dataset.items())), _card("Versions", _table(versions.items())),
     )  # fmt: skip
 
 
-def _table(rows):
-    cells = "".join(f"<tr><th>{html.escape(str(a))}</th><td>{html.escape(str(b))}</td></tr>\n" for a, b in rows.items())
-    return f'<div class="scroll"><table>\n{cells}</table></div>'
+def _table(rows, head=""):
+    """Rows (name, value, ...) as they are to be read: nothing in them is taken for HTML."""
+    rows = [[html.escape(str(cell)) for cell in row] for row in rows]
+    body = "".join(f"<tr><th>{name}</th><td>{'</td><td>'.join(values)}</td></tr>\n" for name, *values in rows)
+    return f'<div class="scroll"><table>\n{head}{body}</table></div>'
 
 
 SECTIONS = {

@@ -152,7 +152,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", answer.kind)
         self.send_header("Content-Length", str(len(answer.data)))
         self.end_headers()
-        self.wfile.write(answer.data)
+        if self.command != "HEAD":
+            self.wfile.write(answer.data)
 
     def log_message(self, *args):
         """Nothing: the terminal is the user's."""

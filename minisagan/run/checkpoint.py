@@ -207,6 +207,8 @@ def _read(path):
                 raise ValueError("the file shrank while it was read")
             if hashes and hashlib.sha256(x).hexdigest() != hashes[name]:
                 raise ValueError(f"tensor {name!r:.100} is damaged, its sha256 differs")
+            if not hashes and not np.isfinite(x).all():
+                raise ValueError(f"tensor {name!r:.100} holds a NaN or an infinity")
             tensors[name] = x.reshape(entry["shape"])
     return tensors, metadata
 

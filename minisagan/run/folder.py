@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from minisagan.errors import DataError, Fault, UsageError
 from minisagan.files import UNFINISHED, replacing
 from minisagan.models import Discriminator, Generator
 from minisagan.run import checkpoint
+from minisagan.stderr import note
 
 BESIDE_CONFIG = {"init_from", "changes"}  # where config.json says one of these, config alone does not replay the run
 STEP_FILES = ("checkpoints/step-*.safetensors", "samples/step-*.png")
@@ -45,13 +47,13 @@ def find(path):
 def note_unreadable(file):
     """Say on stderr which checkpoints newer than `file`, the newest readable one, are passed over."""
     if bad := _newer(file):
-        print(f"note: cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}", file=sys.stderr)
+        note(f"cannot be read: {', '.join(bad)} in {file.parent}; going on from {file.name}")
 
 
 def note_left_behind(file):
     """Say on stderr which checkpoints are deleted when the run goes on from the older `file`."""
     if left := _newer(file):
-        print(f"note: back at {file.name}: what came after it is deleted ({', '.join(left)})", file=sys.stderr)
+        note(f"back at {file.name}: what came after it is deleted ({', '.join(left)})")
 
 
 def check_newer(file):
@@ -79,9 +81,17 @@ def read_config(about, file):
     if lacks:
         raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
     try:
-        int(about["step"]), int(about["log_bytes"]), float(about["seconds"]), json.loads(about["data"])["classes"]
-        return Config.from_dict(json.loads(about["config"]))
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        config, then = Config.from_dict(json.loads(about["config"])), json.loads(about["data"])
+        names, size, classes = then["classes"], then["image_size"], config.architecture.classes
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and classes <= len(names)):
+            raise ValueError(f"{classes} classes cannot be called {names!r:.100}")
+        if type(size) is not int or not 1 <= size <= config.architecture.size:
+            raise ValueError(f"its images cannot have {size!r:.100} pixels")
+        json.loads(about["versions"]).items(), then["hashes"].items()
+        if min(int(about["step"]), int(about["log_bytes"])) < 0 or not math.isfinite(float(about["seconds"])):
+            raise ValueError("its step, time or length of the log cannot be")
+        return config
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
         raise DataError(f"{file}: no usable configuration in this checkpoint: {error}") from error
 
 
@@ -231,7 +241,7 @@ def sampled(folder):
 
 
 def read_log(folder):
-    """The records of a run's log, name -> number, without lines that are none: the last may be torn."""
+    """The records of a run's log, name -> number, each with its step; no other lines: the last may be torn."""
     records = []
     with open(Path(folder) / "log.jsonl", errors="replace") as log:  # what is no text is no JSON either
         for line in log:
@@ -239,7 +249,9 @@ def read_log(folder):
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values()):
+            if not isinstance(record, dict) or not all(isinstance(value, int | float) for value in record.values()):
+                continue
+            if type(record.get("step")) is int and math.isfinite(record.get("seconds", 0)):
                 records.append(record)
     return records
 

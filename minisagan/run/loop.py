@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from minisagan.run import checkpoint
 from minisagan.run import folder as runs
 from minisagan.run.lockfile import locked
 from minisagan.sampling import generate, in_turn, latents
+from minisagan.stderr import note
 from minisagan.train import Training
 
 LOG_EVERY = 10
@@ -166,7 +166,7 @@ class Run:
                 (folder / "samples").mkdir(exist_ok=True)
                 with open(folder / "log.jsonl", "ab") as log:
                     if log.tell() < int(about["log_bytes"]):
-                        print(f"note: {log.name} has lost lines since {file.name} was written", file=sys.stderr)
+                        note(f"{log.name} has lost lines since {file.name} was written")
                     log.truncate(min(int(about["log_bytes"]), log.tell()))
                 if changed:
                     run.save()
