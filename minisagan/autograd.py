@@ -135,9 +135,9 @@ def grad(loss, wanted, cotangent=None):
             continue
         cotangents = node.vjp(g, needs)
         if not isinstance(cotangents, tuple | list) or len(cotangents) != len(needs):
-            found = len(cotangents) if isinstance(cotangents, tuple | list) else _shown(cotangents)
-            wanted = f"a tuple of {len(needs)}, one cotangent for each parent"
-            raise WrongCotangent(f"{node.op or 'an op'}: its vjp returned {found}, not {wanted}")
+            got = len(cotangents) if isinstance(cotangents, tuple | list) else _shown(cotangents)
+            form = f"a tuple of {len(needs)}, one cotangent for each parent"
+            raise WrongCotangent(f"{node.op or 'an op'}: its vjp returned {got}, not {form}")
         for parent, need, dparent in zip(node.parents, needs, cotangents, strict=True):
             if need:
                 so_far = held.get(id(parent))

@@ -147,9 +147,9 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
         return (c * (45 * near - 9 * mid + far)).sum() / (60 * h)
 
     def unclear(i, d, analytic):
-        """Whether the differences are no derivative: they depend on h, or the slope jumps at x, on its two sides."""
+        """Whether the differences may be no derivative: they depend on h, or the slope jumps at x."""
         wide, narrow = (difference(i, d, h) for h in STEPS)
-        jumps = [abs((c * (moved(i, h * d) + moved(i, -h * d) - 2 * y)).sum()) / h for h in STEPS]  # falls with h, else
+        jumps = [abs((c * (moved(i, h * d) + moved(i, -h * d) - 2 * y)).sum()) / h for h in STEPS]  # else O(h)
         apart = abs(analytic - narrow)
         return abs(wide - narrow) > 0.1 * apart or jumps[1] > max(0.5 * jumps[0], 0.1 * apart)
 
