@@ -9,12 +9,12 @@ reverse-mode differentiation asks of it (Griewank and Walther, Evaluating Deriva
 
 Writing an op: capture arrays in the vjp, never the Tensor that it makes. Then activations die by reference count
 while the backward pass consumes them, and Python's cyclic collector is never needed. `g` may be shared with other
-ops: never write into it. What is captured is no copy: nobody may change an input, or let Adam move a weight, between a
-loss and its grad(). An op of several outputs is in joint.py.
+ops: never write into it. Captured arrays are no copies: between a loss and its grad() no input may be changed, and no
+weight moved by Adam. For ops with several outputs see joint.py.
 
-A value that several ops use has as many cotangents, which are added. In place of a cotangent a vjp may return a
-function that adds it: f(so_far) -> so_far + the cotangent, where so_far is None if there is none yet. So an op can add
-while it stores its result, which saves a pass over memory:
+A value that several ops use receives a cotangent from each of them; their sum is its cotangent. In place of a cotangent
+a vjp may return a function that adds it: f(so_far) -> so_far + the cotangent, where so_far is None if there is none
+yet. So an op can add while it stores its result, which saves a pass over memory:
 
     y = Tensor(f(x.data), (x,), lambda g, needs: (lambda so_far: g * df if so_far is None else so_far + g * df,))
 """
@@ -43,8 +43,8 @@ class Tensor:
 
     Its operators (+, @, ...) come from ops/arithmetic.py. A leaf (a weight, an input) has no parents; its data may be a
     number or a list, which becomes an array. `vjp(g, needs)` takes the cotangent of this tensor and one bool for each
-    parent, and returns one cotangent for each parent, of the parent's shape and dtype (anything where not needed). `op`
-    is the name of what computed it, for those who count and time.
+    parent, and returns one cotangent for each parent, of the parent's shape and dtype (where it is not needed, anything
+    will do). `op` is the name of what computed it, for those who count and time.
     """
 
     __slots__ = ("data", "parents", "vjp", "op", "birth", "__weakref__")  # the last one lets tests watch tensors die
@@ -68,7 +68,7 @@ class Tensor:
 
 @contextmanager
 def no_tape():
-    """Inside, ops compute and remember nothing: for images that D alone learns from, and for sampling.
+    """Inside, ops compute but record nothing on the tape: for sampling, and for images that only D learns from.
 
     What was computed here is a constant: grad() of it is zero.
     """
@@ -94,12 +94,12 @@ def grad(loss, wanted, cotangent=None):
     They are constants, on no tape: there are no second derivatives, and so no gradient penalty. They may share memory
     with one another and with `cotangent`, or be read-only views: copy what you want to change. `cotangent` (of loss's
     shape) stands for dL/dloss; it may be left out for a scalar, and is then 1. Only nodes on a way from `wanted` to
-    `loss` are visited, youngest first, so each is complete when its turn comes; each is released as it passes, and a
-    loss computed from a tensor that an earlier grad() walked is refused (RuntimeError): what is a constant now has to
-    be passed on as Tensor(y.data). To go on from where an earlier grad() stopped, give the tensors that it was asked
-    for as a list for `loss`, and what it found as `cotangent`. ValueError if a cotangent is missing where `loss` is no
-    scalar, or has another shape; WrongCotangent, which names the op, if a vjp does not return one cotangent for each
-    parent, of its shape and dtype.
+    `loss` are visited, youngest first, so that all of a node's cotangents have been added when its turn comes. A
+    visited node is released: a loss computed from a tensor that an earlier grad() walked is refused (RuntimeError). To
+    use such a tensor as a constant, pass Tensor(y.data). To go on from where an earlier grad() stopped, give the
+    tensors that it was asked for as a list for `loss`, and what it found as `cotangent`. ValueError if a cotangent is
+    missing where `loss` is no scalar, or has another shape; WrongCotangent, which names the op, if a vjp does not
+    return one cotangent for each parent, of its shape and dtype.
     """
     wanted, several = list(wanted), isinstance(loss, list)
     if cotangent is None:
@@ -173,8 +173,8 @@ def _changed_dtype(node):
 
 
 def ancestors(tensors, until=()):
-    """Every node that these were computed from, themselves included; but what lies behind `until` only if another way
-    leads there. They are collected without recursion."""
+    """All nodes that these were computed from, these included, collected without recursion. Ancestors of `until` are
+    left out, unless a way that avoids `until` leads to them."""
     seen, stack, ends = {id(tensor): tensor for tensor in tensors}, list(tensors), {id(tensor) for tensor in until}
     while stack:
         node = stack.pop()

@@ -6,9 +6,9 @@
 
 Everything else in an op is about the images that it is given. They may be this process's share of a batch that several
 processes work on (processes/). Whoever writes an op need not know, as long as each image is computed by itself, and the
-loss is a mean with one term for each image: train.descend averages the processes' means. What mixes images on the way
-(a mean that others are compared with, a loss of pairs) has to ask `whole`, forward and backward, as batch norm does, or
-to be trained with processes=1.
+loss is a mean with one term for each image: train.descend averages the processes' means. An op that mixes images on
+the way (by a mean that others are compared with, by a loss of pairs) fetches all images' numbers with `whole`, forward
+and backward, as batch norm does; else train it with processes=1.
 """
 
 from minisagan import cpu, cuda, processes
@@ -31,8 +31,8 @@ def sum(f, *arrays):
 def sum_stacked(f, images, *arrays):
     """`sum` on the CPU, of an f that takes several parts at once: arrays (P, n, ...) -> the sum of each part, (P, ...).
 
-    P is 1, or larger while a call gets at most `images` images and a thread's share of the parts: with each part alone
-    a step takes 3 % longer, one of 16 images 8 % (Intel). Where parts have not all the same n, each is given alone.
+    P is as many parts as hold at most `images` images, and no more than a thread's share of them: with P = 1 a step
+    takes 3 % longer, one of 16 images 8 % (Intel). If the parts have not all the same n, P is 1.
     """
     count, N = _parts_here(), len(arrays[0])
     spread = cpu.worth_threads(max(a.nbytes for a in arrays))

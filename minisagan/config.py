@@ -23,16 +23,16 @@ class Architecture:
 
     size: int = 32
     channels: int = 1
-    width: int = 16
+    width: int = 16  # the paper's code: 64 at 128x128
     classes: int = 10
     pack: int = 1  # paper: 1; 2 is PacGAN's (Lin et al. 2018)
-    attention: int | None = 16
+    attention: int | None = 16  # paper: 64 at 128x128 (its code: 32)
     attention_form: str = "official"
-    attention_key: int | None = None  # paper: 8, where C is 256 in G, 128 in D
+    attention_key: int | None = None  # paper: 8, where C is 256 in G, 128 in D (at 32x32)
     spectral_norm: str = "both"
     latent: int = 128
-    momentum: float = 0.9
-    init: str = "orthogonal"
+    momentum: float = 0.9  # the paper's code: 0.999, in G's last batch norm 0.9999
+    init: str = "orthogonal"  # the paper's code: xavier
 
     def __post_init__(self):
         def require(condition, message):
@@ -80,13 +80,13 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's numbers; the paper's value of an option stands beside its default.
+    """Everything that decides a run's numbers; where the paper or its code differ, that stands beside a default.
 
     These defaults are not those of `minisagan train`, which begins with the `recipe` of its data set.
 
-    `accumulate`: in how many micro-batches a step sees its batch, one after another, for the memory of one of them; its
-    gradient is the mean of theirs, batch norm's statistics are of each alone, and spectral norm's u moves with each
-    (G's twice, as it makes the images of its own step anew).
+    `accumulate`: into how many micro-batches a batch is split, seen one after another to need the memory of only one.
+    The gradient is the mean of theirs; batch norm takes each one's own statistics, and spectral norm's u moves with
+    each (G's twice, as it makes the images for its own step again).
     `parts`: the number of partial sums, a power of 2, in a sum over the batch, which decides how it rounds; at most so
     many processes can share a batch. `ema` is the decay of the running average of G's weights (0: no average); `fall`
     the share of the steps, at their end, in which both learning rates fall linearly to 0; `flip` mirrors half of the
@@ -97,7 +97,7 @@ class Config:
 
     dataset: str = "drawn-digits"
     steps: int = 1500  # paper: 1,000,000
-    batch_size: int = 64  # paper: 256
+    batch_size: int = 64  # the paper's code: 256, 64 on each of 4 GPUs
     accumulate: int = 1  # paper: 1
     parts: int = processes.PARTS
     seed: int = 0

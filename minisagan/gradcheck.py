@@ -7,7 +7,7 @@ vector d the tape says that the derivative is a, and the 6-point stencil, whose 
     n = <c, 45 (y(x + hd) - y(x - hd)) - 9 (y(x + 2hd) - y(x - 2hd)) + (y(x + 3hd) - y(x - 3hd))> / 60h
     error = |a - n| / max(|a|, |n|, |dx| / 1000)
 
-in float64 at h = 5e-3, and where that fails at h / 8: next to a pole, as log has one, the stencil may be too wide. The
+in float64 at h = 5e-3 and, where that fails, at h / 8: near a pole, such as log's at 0, it may be too wide. The
 largest error over all inputs and directions must not exceed 1e-8. The directions are the axes (each element by itself)
 for inputs of up to 200 elements, and 8 random ones for larger. Where a gradient is zero, such as that of a bias before
 batch normalisation, both sides are rounding noise: an input's error counts as 0 when |dx| and every |n| lie below
@@ -15,10 +15,10 @@ batch normalisation, both sides are rounding noise: an input's error counts as 0
 
 Four things keep the check from being blind. The cotangent is normal noise, never ones: the sum of a softmax is
 constant, and so is that of a batch norm. Ops with kinks repeat in every perturbed run the choices that they made at x
-(`kinks`), while the gradient itself comes from an ordinary run. The backward pass is run in each way in which a tape
-may run it: for all inputs at once, for each input alone, where another op has given that input a cotangent already, and
-after another call of the op, whose memory it must not share. And the tolerance is small: at 1e-3, which is often seen,
-one element in a million may be wrong by 1 % unnoticed.
+(`kinks`), while the gradient itself comes from an ordinary run. The backward pass is run in every way in which a tape
+may run it: for all inputs at once; for each input alone, when it has a cotangent from another op already; and after a
+second call of the op, which must have memory of its own. And the tolerance is small: at 1e-3, which is often seen, one
+element in a million may be wrong by 1 % unnoticed.
 
 What it does not see: an error in float32 alone, since all is computed in float64; and, of a module, its parameters, if
 they are not passed as inputs (`check` shows how).
@@ -101,7 +101,7 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
 
     The check also fails when f writes to its inputs or to the cotangent, or to what an earlier call of it returned;
     when it returns gradients that are not finite, not of their input's shape or not float64; and when an input's
-    cotangent is another one where it alone is needed (`needs`), or where it is to be added to one that is there
+    cotangent comes out differently if it alone is needed (`needs`), or if it is added to one that is there already
     (autograd.py's f(so_far); of inputs on the GPU that sum is made on the host). It raises ValueError, on one line, for
     inputs and functions that can not be checked; a wrong gradient raises nothing, see Result.passed.
 
@@ -116,9 +116,9 @@ def check(f, *inputs, name=None, names=None, reference=None, tolerance=1e-8, see
     An f with a kink of its own asks `kinks.chosen` for its choice, as ops/activation.py does: else a difference may
     step across it, and a right gradient fails.
 
-    `reference` is what to take differences of, if not f: a function of the same value at these inputs, for an
-    f that treats part of what it computes as a constant, as spectral normalisation does. Inputs of up to
-    `every_element` elements are checked element by element.
+    Differences are taken of `reference` in f's place, if it is given. It has to equal f at these inputs, and is for an
+    f whose backward pass holds part of what it computes constant, as spectral normalisation does u and v. Inputs of up
+    to `every_element` elements are checked element by element.
     """
     inputs, carried = _from_gpu(inputs)
     f, reference = carried(f), reference and carried(reference)

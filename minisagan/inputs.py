@@ -29,7 +29,7 @@ class Inputs:
         self.by_class = data.by_class(dataset.labels if arch.classes else 0 * dataset.labels) if arch.pack > 1 else None
 
     def seen(self, t):
-        """Which images D sees, (n,): the next ones of the data, each with those that D sees at once with it."""
+        """Which images D sees, (n,): the next ones in the data's order, then those that each is packed with."""
         c, k = self.config.micro, self.config.architecture.pack
         n = c.batch_size // k
         indices = data.batch_indices(t * n, n, self.size, c.seed)
@@ -51,9 +51,9 @@ class Inputs:
     def of_d(self, indices, t):
         """Of a step of D that sees these images: (images, labels, z, draws).
 
-        The generated images have the classes of the real ones, and not, as in the paper's code, others drawn at random:
-        so D is shown as many real as generated images of each class. Classes drawn at random made D's judgement, and
-        G's classes with it, less certain (examples/README.md has the numbers).
+        The generated images have the classes of the real ones. Eq. 4 of the paper draws their y from the data, too; its
+        code draws all classes equally often. So D is shown as many real as generated images of each class. Classes
+        drawn at random made D's judgement, and G's classes with it, less certain (numbers: examples/README.md).
         """
         c, share = self.config.micro, processes.share
         flip = c.flip and not c.augment

@@ -1,9 +1,10 @@
-"""SAGAN's two networks (Zhang et al. 2018, sec. 3 and 4; the residual networks of Miyato and Koyama 2018).
+"""SAGAN's two networks (Zhang et al. 2018; the residual networks of Miyato and Koyama 2018).
 
-Images of S x S pixels, S = 32 ... 256. Channels follow one rule, with `width` the released code's gf_dim and df_dim (64
-at 128x128): the generator has width * min(S / r, 16) at resolution r, and 4x4 has what 8x8 has; the discriminator has
-width * min(S / (2 r), 16). At 128x128 with 1,000 classes they have the released code's 42,078,852 and 39,463,618
-parameters.
+The paper has no tables of layers: these are the released code's (github.com/brain-research/self-attention-gan,
+generator.py and discriminator.py), for images of S x S pixels, S = 32 ... 256. Channels follow one rule, with `width`
+the code's gf_dim and df_dim (64 at 128x128): the generator has width * min(S / r, 16) at resolution r, and 4x4 has what
+8x8 has; the discriminator has width * min(S / (2 r), 16). At 128x128 with 1,000 classes and attention at 32x32 they
+have the code's 42,078,852 and 39,463,618 parameters.
 """
 
 import numpy as np

@@ -14,7 +14,8 @@ from minisagan.module import Module
 class Layer(Module):
     """A weight w; with `spectral` the layer multiplies by w / sigma, sigma the largest singular value of w.
 
-    The state u estimates w's leading left singular vector, from which sigma is found (ops/spectral.py).
+    The state u estimates the leading left singular vector of W, which has a row for each output channel of w
+    (ops/spectral.py); from u sigma is found.
     """
 
     output_axis = -1
@@ -62,7 +63,7 @@ class Conv(Layer):
 
 
 class Embedding(Layer):
-    """A vector for each class: labels (N,) -> (N, C). For spectral norm its output channels are the classes."""
+    """A vector for each class: labels (N,) -> (N, C). For spectral norm the classes are its outputs, as in the code."""
 
     output_axis = 0
 
@@ -76,13 +77,13 @@ class Embedding(Layer):
 class BatchNorm(Module):
     """relu(gain xhat + bias): x (N, H, W, C), and labels (N,) if there are `classes` -> (N, H, W, C).
 
-    xhat is x normalised over batch and positions; with `classes` each of them has a gain and a bias of its own.
+    xhat is x normalised over batch and positions; with `classes` each class has a gain and a bias of its own.
 
     The running mean and variance (biased) are exponential averages with `momentum`. Gain and bias are not spectrally
     normalised.
     """
 
-    rows = None  # gain and bias of each image, while a network is called that has looked them up for all its norms
+    rows = None  # each image's gain and bias, during a call of a network that looks them up for all its norms at once
 
     def __init__(self, init, channels, classes=0, momentum=0.9):
         shape = (classes, channels) if classes else (channels,)
@@ -100,14 +101,14 @@ class BatchNorm(Module):
 
 
 class SelfAttention(Module):
-    """y = x + gamma o, where o_j = output(sum_i beta_ji value_i) looks at all positions i from each j (SAGAN sec. 3).
+    """y = x + gamma o, where o_j = output(sum_i beta_ji value_i) looks from each position j at all i (SAGAN eq. 3).
 
     x (N, H, W, C) -> (N, H, W, C), C >= 8. The projections are 1x1 convolutions without bias; gamma starts at 0.
-    form "official" (the released code): values of width C/2; keys and values max-pooled 2x2, so H and W are even.
-    form "paper": values of width C/8; keys and values at all positions.
-    Query and key have C/key numbers; without `key` they have C/8, but at least 8. (The paper's key is 8, and its C is
-    256 in G and 128 in D.) With 1 number in place of 8, D told images apart less surely, though ten seeds leave a p of
-    0.11 (examples/claims/README.md).
+    form "official" (the released code): values of width C/2; keys and values max-pooled, so that i are windows of 2x2
+    positions, and H and W are even. form "paper": values of width C/8; keys and values at all positions.
+    Query and key have C/key numbers; without `key` they have C/8, but at least 8. (The paper's key is 8; C is 256 in G
+    and 128 in D, at 32x32.) In a trial D told images apart less well with 1 number than with 8, with a p of 0.11 over
+    ten seeds (examples/claims/README.md).
     """
 
     gated = None  # what gated_output() gives, while a network is called that has made it beforehand (together.py)

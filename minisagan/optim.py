@@ -37,9 +37,9 @@ class Adam:
         self.accumulate, self.taken, self.sum = accumulate, 0, None  # so many were taken, with this sum
 
     def step(self, gradients, part=ALL):
-        """One update by `gradients`, one for each parameter, of this part of the flat arrays; whether it was made.
+        """Take `gradients`, one for each parameter; every `accumulate`-th call makes an update by the sum of those.
 
-        It is in every `accumulate`-th call, with the sum of all gradients that were given since the last.
+        The update is of this part of the flat arrays. Returns whether it was made.
         """
         if self.taken:
             gradients = [a + b for a, b in zip(self.sum, gradients, strict=True)]

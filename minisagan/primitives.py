@@ -18,7 +18,7 @@ from minisagan import cpu, cuda
 
 
 def primitive(plain):
-    """Make `plain` a primitive: a call runs the form for where its first argument lies, an array or several."""
+    """Make `plain` a primitive: a call runs the form for where its first argument lies, an array or a list of them."""
 
     @functools.wraps(plain)
     def run(x, *args, **options):

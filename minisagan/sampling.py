@@ -30,7 +30,8 @@ def take_statistics(generator, trained, config):
     """Measure the batch statistics of the generator's own weights, and leave it in evaluation mode.
 
     STANDING_BATCHES batches of noise, always the same ones, go through it; the running statistics become their means.
-    From the u of the `trained` one, whose average it is, its own is a few power iterations away.
+    These are BigGAN's standing statistics (Brock et al. 2019). Its u begins as that of the `trained` generator, whose
+    running average it is: a few power iterations then correct it.
     """
     buffers = generator.buffers()
     for name, buffer in trained.buffers().items():

@@ -1,7 +1,7 @@
 """What a network computes for all its layers at once, when it is called: W / sigma, and the rows of its classes.
 
-Each layer could do so by itself (nn.py). Together it is a few launches on a GPU instead of some for each layer, and the
-tape has one place where the images end and the weights begin (train.descend).
+Each layer could do so by itself (nn.py). For all at once it takes a few launches on a GPU in place of a few for each
+layer, and the tape has one place that parts what depends on images from what depends on weights alone (train.descend).
 """
 
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def spectral_weights(network):
     parameter itself. train.descend differentiates by these, so it has to come before another call.
     """
     layers, attentions = normalised_layers(network), list(network.modules(SelfAttention))
-    attentions = [a for a in attentions if type(a).__call__ is SelfAttention.__call__]  # others may use gamma by itself
+    attentions = [a for a in attentions if type(a).__call__ is SelfAttention.__call__]  # a subclass's own may use gamma
     of = {id(p): p for p in network.parameters().values()}
     for layer, w in zip(layers, normalised_weights(layers), strict=True):
         layer.quotient = of[id(layer.w)] = w

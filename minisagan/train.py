@@ -1,4 +1,4 @@
-"""Training: one step of the discriminator, one of the generator, and the loop of both (SAGAN sec. 4, eq. 4).
+"""Training: one step of the discriminator, one of the generator, and the loop of both (SAGAN eq. 4; sec. 4).
 
     D:  minimise  mean relu(1 - D(x, y)) + mean relu(1 + D(G(z, y'), y'))
     G:  minimise  -mean D(G(z, y'), y')
@@ -45,7 +45,7 @@ def discriminator_step(D, adam, images, labels, fakes, fake_labels, draws=(None,
     images, labels = packed(images, labels, D.arch.pack)
     fakes, fake_labels = packed(fakes, fake_labels, D.arch.pack)
     both = None if labels is None else np.concatenate([labels, fake_labels])
-    scores = D(np.concatenate([images, fakes]), both)  # (2n,)
+    scores = D(np.concatenate([images, fakes]), both)  # (2n / k,), k = D.arch.pack
     loss = ops.hinge_discriminator(scores)
     descend(loss, D, adam)
     return loss.data, *mean_scores(scores.data)
@@ -64,10 +64,10 @@ def generator_step(G, D, adam, ema, fakes, labels, draws=None):
 
 
 def descend(loss, network, adam):
-    """One step of Adam down the gradient of `loss`, a mean over the images that this process has; whether it was made.
+    """One step of Adam down the gradient of `loss`, a mean over this process's images; returns whether it was made.
 
-    ValueError if the loss does not come from the network's last call, or if a weight has a part in it in another way,
-    such as by an earlier call or as a penalty on W itself. Then take grad() and adam.step(), in one process.
+    ValueError if the loss does not come from the network's last call, or also depends on a weight in another way, such
+    as by an earlier call or a penalty on W itself. For such a loss call grad() and adam.step(), in one process.
 
     The tape is walked in two parts. From the loss to the weights as the layers used them (W / sigma, biases, gains,
     gamma) it is about images, and gives this process's share of the batch's gradients. These are summed over all
@@ -178,11 +178,11 @@ class Training:
     def step_both(self):
         """One step of D and one of G, from the same generated images: G runs once for both.
 
-        Its tape stays right, since D's step moves nothing that G computed with; the loss of G then asks the new D. The
-        paper's code draws other images for G's step. To share them takes 0.83 of the time with the digits' recipe, and
-        a sixth to a quarter more memory, for the tape; what digits come to is in examples/README.md. Micro-batches are
-        there to save memory: of them no tape is kept, and G makes the images of the same z once more, by a u that has
-        moved on.
+        G's tape stays valid, since D's step changes nothing that G computed with; G's loss then comes from the updated
+        D. The paper's code draws other images for G's step. To share them takes 0.83 of the time with the digits'
+        recipe, and a sixth to a quarter more memory, for the tape; what digits come to is in examples/README.md.
+        Micro-batches are there to save memory: for them no tape is kept, and G makes the images again from the same z,
+        with a u that has moved on meanwhile.
         """
         whole = self.config.accumulate == 1
         seen = [self._discriminate(k, t, tape=whole) for k, t in enumerate(self.inputs.micro_batches(self.adam_d.t))]

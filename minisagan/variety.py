@@ -1,10 +1,10 @@
 """Variety: how much a run's samples differ from one another, beside how much the data do.
 
 A generator that has collapsed draws nearly one image of a class, whatever the latent, or the same of all classes. With
-x, x' two images of class k, m_k the mean of the class, and m the mean of those:
+x, x' two images of class k, m_k the mean of the class, and m the mean of these over all K classes:
 
     within_k = 1/2 E |x - x'|^2              variety_k = sqrt(within_k / the data's)
-    between  = E |m_k - m|^2                 contrast  = sqrt(between / the data's)
+    between  = sum_k |m_k - m|^2 / (K - 1)   contrast  = sqrt(between / the data's)
 
 A variety of 1/2 means that two samples of a class lie half as far apart as two images of the data. It is no judge of
 quality: noise is varied, too.

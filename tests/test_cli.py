@@ -63,7 +63,7 @@ def test_version(monkeypatch):
 
 def test_the_help_of_train_tells_where_the_paper_differs_and_what_depends_on_the_data():
     text = " ".join(minisagan("train", "--help")[0].split())
-    assert "Paper: 256. [default: (64)]" in text
+    assert "Paper's code: 256. [default: (64)]" in text
     assert "Paper: 0.0001. [default: (0.00045; drawn digits 0.0006; photos 0.0004)]" in text
     assert re.search(r"--width INTEGER .{,60}\[default: \(16; photos 32\)\]", text)
 

@@ -172,11 +172,11 @@ def test_without_classes_nothing_was_asked_for(tmp_path):
 
 
 def test_too_few_images_are_refused(copy, monkeypatch):
-    assert "128 images are too few for the Frechet distance: on 128 features it needs more than 128" in refused(
+    assert "128 images are too few for a Frechet distance that means anything: with 128 features more" in refused(
         "evaluate", copy, "--count", 128
     )
     monkeypatch.setattr(data, "DRAWN", ENOUGH | {"test": (90, 1)})
-    assert "90 test images of drawn-digits are too few for the Frechet distance" in refused(
+    assert "90 test images of drawn-digits are too few for a Frechet distance" in refused(
         "evaluate", copy, "--count", 150
     )
 

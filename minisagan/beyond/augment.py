@@ -1,4 +1,6 @@
-"""Augmentation that gradients pass through (Zhao et al., Differentiable Augmentation, 2020): mirror, shift, cut out.
+"""Augmentation that gradients pass through: mirror, shift, cut out.
+
+After Zhao et al., Differentiable Augmentation, 2020, whose third was colour, in place of the mirror.
 
 D sees real and generated images alike through it: so a few images become many. G's gradient passes through it, too,
 so G has no reason to draw images that are shifted or cut. For image n, with a, b, m and the square Q its own draws,

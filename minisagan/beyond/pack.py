@@ -1,6 +1,6 @@
-"""PacGAN (Lin et al. 2018): D sees k images of one class at once, side by side in its channels.
+"""PacGAN (Lin et al. 2018), here with classes: D sees k images of one class at once, side by side in its channels.
 
-A generator without variety is known by two of its images more easily than by one.
+A generator that lacks variety gives itself away by two images side by side more easily than by one.
 """
 
 import numpy as np

@@ -75,7 +75,7 @@ def setting(flag, **kwargs):
 @setting("--steps", type=int, help="Train until this step. Paper: 1,000,000.")
 @click.option("--minutes", type=float,
               help="Stop after so many minutes. A new run without --steps: as many steps as fit in.")
-@setting("--batch-size", type=int, help="Images in a batch. Paper: 256.")
+@setting("--batch-size", type=int, help="Images in a batch. Paper's code: 256.")
 @setting("--accumulate", type=int, metavar="K", help="See a batch as K micro-batches, in the memory of one. Paper: 1.")
 @setting("--parts", type=int, metavar="P",
          help="Sums over a batch are made in P parts, a power of 2: up to P processes share it.")
@@ -88,7 +88,7 @@ def setting(flag, **kwargs):
 @setting("--skip-unreadable/--no-skip-unreadable", help="Leave damaged images of a folder out.")
 @click.option("--strict", is_flag=True, show_default=False, help="Refuse a folder that holds anything but images.")
 @setting("--pack", type=int, metavar="K", help="D sees K images of one class at once. Paper: 1.")
-@setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 32 at 128.")
+@setting("--attention", metavar="LEVEL|none", help="Resolution at which both networks attend. Paper: 64 at 128.")
 @setting("--attention-form", type=click.Choice(["official", "paper"]), help="As in the authors' code, or the paper.")
 @setting("--attention-key", type=int, metavar="K", help="Queries and keys have C/K of C channels. Paper: K = 8.")
 @setting("--spectral-norm", type=click.Choice(["both", "discriminator", "none"]),

@@ -6,8 +6,8 @@
 All but the last end in batch norm and ReLU; what the last one reads are the features.
 
 It learns a data set's training images by cross-entropy and Adam, each image shifted by up to SHIFT pixels, and is then
-judged on the test images, or on every fifth image of a folder, which has none. One for MNIST comes with the package;
-others are trained when they are first asked for, and kept in
+judged on the test images, or on a fifth of a folder's images, always the same ones. One for MNIST comes with the
+package; others are trained when they are first asked for, and kept in
 
     <data folder>/classifiers/<data set>-<key>.safetensors
 

@@ -1,8 +1,8 @@
 """How good a generator is: its images against a data set's test images, through the data set's classifier.
 
-Beside each number stands what real images get, the floor: for the distances between two sets, precision and recall,
-training images in place of the generated ones, as many of them; for the classifier score and the accuracy, which look
-at one set alone, the test images. No number here means anything without its floor, the number of images, and the
+Beside each number stands what real images get, the floor. For what compares two sets (distances, precision and recall)
+as many training images stand in for the generated ones; the classifier score and the accuracy, which look at one set
+alone, are those of the test images. No number here means anything without its floor, the number of images, and the
 classifier's hash. A distance is one of all images, whatever their class: so generated ones are to have each class as
 often as the test images have it (of MNIST's, 11 % are ones and 9 % fives: real digits, each class equally often, are
 0.29 from them in place of 0.22).
@@ -51,8 +51,8 @@ class Judge:
         ):
             if number <= FEATURES:
                 raise UsageError(
-                    f"{number} {what} are too few for the Frechet distance: on {FEATURES} features it needs more than "
-                    f"{FEATURES}"
+                    f"{number} {what} are too few for a Frechet distance that means anything: with {FEATURES} features "
+                    f"more than {FEATURES} are needed"
                 )
         self.train, self.train_indices = train, learned[rng.permutation(len(learned), seed, 0)[:count]]
         self.test, self.test_indices = test, held[rng.permutation(len(held), seed, 0)[:count]]

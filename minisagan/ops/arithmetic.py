@@ -7,8 +7,8 @@
     y = a @ b     da = g b^T    db = a^T g
     y = sum a     da = g, repeated;  reshape and transpose put g back as a was
 
-An operand that was broadcast gets its cotangent summed over the axes it was repeated along. A sum that includes the
-first axis is taken for one over the batch, and made as batch.py says: over the images at hand.
+An operand that was broadcast gets its cotangent summed over the axes it was repeated along. The first axis is taken for
+the batch: a sum that includes it is made as batch.py says, over this process's images.
 """
 
 import numpy as np

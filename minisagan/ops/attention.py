@@ -2,8 +2,8 @@
 
     softmax    y_i = exp(x_i - max x) / sum_k exp(x_k - max x)              dx = y (g - sum_k g_k y_k)
 
-    attend     s_ij = key_i . query_j                                       (SAGAN eq. 1, first half)
-               beta_ji = exp(s_ij) / sum_i exp(s_ij)                        for each query j a distribution over i
+    attend     s_ij = key_i . query_j
+               beta_ji = exp(s_ij) / sum_i exp(s_ij)                        (SAGAN eq. 1) for each query j, over all i
                o_j = sum_i beta_ji value_i                                  (eq. 2, before its v)
 
     its backward pass, from the cotangent g_j of o_j:
@@ -11,9 +11,10 @@
                ds_ij = beta_ji (value_i . g_j - o_j . g_j)                  since sum_i beta_ji value_i = o_j
                dkey_i = sum_j ds_ij query_j         dquery_j = sum_i ds_ij key_i
 
-The paper writes f for key, g for query, h for value, and v for the output's convolution (in nn.SelfAttention). No
-1/sqrt(d). The axis that softmax normalises is the axis that the weighted sum runs over: as an array beta is (N, J, I),
-a row for each query j, which sums to 1.
+The paper writes f for key, g for query, h for value, and v for the output's convolution (in nn.SelfAttention). Like
+the paper it has no 1/sqrt(d): with spectral norm a projection lengthens no vector, so that |s_ij| <= |x_i| |x_j| for
+any number of channels (without pooling). The axis that softmax normalises is the axis that the weighted sum runs over:
+as an array beta is (N, J, I), a row for each query j, which sums to 1.
 
 beta is kept for the backward pass. Methods that never store it (FlashAttention) are for sequences so long that it would
 not fit in memory. SAGAN's 1024 queries and 256 keys at 32x32 make 1 MB of it for each image.
@@ -34,7 +35,7 @@ def softmax(x, axis=-1):
 def attend(query, key, value):
     """Each query's mean of the values, weighted by softmax over the keys: (N, J, d), (N, I, d), (N, I, e) -> (N, J, e).
 
-    Equal to softmax(query @ key^T, axis=2) @ value, with which a training step at 32x32 takes 9 % longer.
+    The same as softmax(query @ key^T, axis=2) @ value: written like that, a training step at 32x32 takes 9 % longer.
     """
     q, k, v = query.data, key.data, value.data
     stacks = q.ndim == k.ndim == v.ndim == 3 and len(q) == len(k) == len(v)

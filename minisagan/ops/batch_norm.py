@@ -25,7 +25,7 @@ EPS = 1e-5
 def batch_norm(x, gain, bias, given=None, relu=False, running=None, momentum=0.9):
     """Normalise x (N, H, W, C) by the statistics of its batch, or by those `given`: (mean, var), each (C,).
 
-    Those of the batch move the `running` ones, (mean, var) as arrays (C,), in place.
+    Those of the batch also update the `running` ones, (mean, var) as arrays (C,), in place.
     gain and bias are both (C,) or both (N, C). With `relu`, y is max(gain xhat + bias, 0): as an op of its own the ReLU
     would cost another 5 % of a training step at 32x32.
     Returns y (N, H, W, C).
@@ -84,7 +84,7 @@ def backward(g, x, mean, var, gain, bias, y, constant):
     """dx (N, H, W, C), dgain and dbias (of gain's shape), from g (N, H, W, C).
 
     y (N, H, W, C) is the output of the ReLU, or None without one; `constant` says that mean and var were given. The
-    GPU's form does not read y, and finds anew where the ReLU is on: x is there anyway.
+    GPU's form does not read y: it finds where the ReLU is on from x, which it reads anyway.
     """
     std = np.sqrt(var + EPS)  # (C,)
     xhat = (x - mean) / std

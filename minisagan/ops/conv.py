@@ -10,11 +10,11 @@ matrices (C, O), added up. Three sums over taps serve it and its derivatives, ea
     scatter    y[s h + i - t, s w + j - l]     += x[h, w] @ w[i, j]                                  its transpose: dx
     outer      dw[i, j]                         = sum_nhw x[s h + i - t, s w + j - l]^T g[h, w]      dw from x and g
 
-outer has one more row, db = sum_nhw g[h, w]: b is the weight of an input that is 1 everywhere.
+outer returns one more row, db = sum_nhw g[h, w]: a bias is the weight of one more input that is 1 everywhere.
 
-The ReLU before a convolution is applied where x is read. What a residual block adds (`rest`), and x's cotangents from
-other ops, are added where a sum is stored: y = b + rest + gather(max(x, 0), w), dx = so far + [x > 0] scatter(g, w^T).
-So none of them costs a pass over memory of its own.
+The ReLU before a convolution is applied as x is read. What a residual block adds (`rest`), and the cotangents that x
+has from other ops, are added as the sum is stored: y = b + rest + gather(max(x, 0), w), and dx = so far +
+[x > 0] scatter(g, w^T). So none of them costs a pass over memory of its own.
 """
 
 import numpy as np
@@ -28,8 +28,9 @@ from minisagan.primitives import primitive
 def conv(x, w, b=None, stride=1, rest=None, relu=False):
     """Convolution with zero padding: x (N, H, W, C), w (kh, kw, C, O) of odd kh, kw, b (O,) -> (N, H/s, W/s, O).
 
-    `rest`, of y's shape or up-sampled to it, is added; with `relu`, x stands for max(x, 0), and dx is 0 unless x > 0.
-    dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g.
+    H/s and W/s are rounded up. `rest`, of y's shape or up-sampled to it, is added; with `relu`, x stands for max(x, 0),
+    and dx is 0 unless x > 0.
+    dx = scatter(g, w^T);  dw and db = outer(x, g);  drest = g, summed over 2x2 where it was up-sampled.
     """
     kh, kw = w.shape[:2] if w.ndim == 4 else (1, 1)  # else `convolution` says so
     if kh % 2 == 0 or kw % 2 == 0 or stride not in (1, 2):
@@ -98,7 +99,7 @@ def gather(x, w, stride, top, left, size, bias=None, rest=None, relu=False):
 def scatter(x, w, stride, top, left, size, bias=None, rest=None, gate=None):
     """y[s h + i - t, s w + j - l] += x[h, w] @ w[i, j], from y = bias + rest: (N, H, W, C) -> (N, *size, O).
 
-    The sum counts where `gate`, of y's shape, is positive, if there is one; bias and rest do everywhere.
+    With a `gate` of y's shape the sum is 0 where the gate is not positive; bias and rest are added everywhere.
     """
     y, tap = _padded(np.zeros((len(x), *size, w.shape[3]), x.dtype), w.shape[:2], stride, top, left, x.shape[1:3])
     for i, j in np.ndindex(w.shape[:2]):

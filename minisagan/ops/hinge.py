@@ -2,6 +2,8 @@
 
     L_D = mean relu(1 - D(real)) + mean relu(1 + D(fake))         dD(real) = -g [D < 1] / n   dD(fake) = g [D > -1] / n
     L_G = -mean D(fake)                                           dD(fake) = -g / n
+
+The paper writes -min(0, -1 + D(real)) for relu(1 - D(real)).
 """
 
 import numpy as np

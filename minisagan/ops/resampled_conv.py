@@ -6,7 +6,7 @@
 Nearest up-sampling repeats each pixel 2x2 and average pooling sums 2x2, so a 3x3 kernel next to either acts as a 4x4
 kernel of stride 2, its convolution with a 2x2 box. For each pixel of the small image that takes 16 multiplications
 instead of 36, and the result is the same at the borders, too, since the padding is of zeros. gather, scatter and outer
-are conv.py's. A CPU makes do with 9 multiplications: there x is summed, not w (resampled_conv_numpy.py).
+are conv.py's. The CPU's form needs only 9: it sums neighbouring pixels of x, not taps of w (resampled_conv_numpy.py).
 """
 
 import numpy as np
@@ -85,7 +85,7 @@ def smeared_outer(x, g, factor, transposed, relu=False):
 def smear(w, factor):
     """A 3x3 kernel convolved with a 2x2 box of `factor`: u[i] = w[i] + w[i - 1] on each axis.
 
-    (3, 3, C, O) -> (4, 4, C, O). Where x is summed instead, smeared_gather and smeared_scatter take `factor` w for it.
+    (3, 3, C, O) -> (4, 4, C, O). The CPU's form, which sums x instead, is `factor` w alone, for its other primitives.
     """
     u = np.zeros((4, 4) + w.shape[2:], w.dtype)
     for a, b in np.ndindex(2, 2):

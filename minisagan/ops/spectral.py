@@ -8,7 +8,8 @@ u and v count as constants in the backward pass, so dsigma/dW = u v^T and
 
     dW = (g - sum(g * y) u v^T) / sigma
 
-(Miyato's choice. SAGAN's released code differentiates through the iteration; at convergence the two agree.)
+This is Miyato's choice. SAGAN's released code differentiates through the iteration. At convergence the two agree: u and
+v are then those at which u^T W v is greatest, so small changes of them do not change it.
 """
 
 import numpy as np
