@@ -12,14 +12,14 @@ import pytest
 from command_line import SMALL, minisagan, refused
 from PIL import Image
 
-from minisagan import data, nn, ops, rng
+from minisagan import data, measures, nn, ops, parity, rng
 from minisagan.autograd import Tensor, no_tape
 from minisagan.commands import attention as commands
 from minisagan.config import Architecture, Config
 from minisagan.init import Init
 from minisagan.look import attention_maps as maps
 from minisagan.look import pictures
-from minisagan.measures import measure
+from minisagan.measures import attended, measure
 from minisagan.models import Discriminator, Generator
 from minisagan.run import folder as runs
 from minisagan.sampling import draw
@@ -424,3 +424,59 @@ class TestCommand:
             line = refused("attention", "x", "--network", network)
             assert "step-00000000.safetensors: this run was trained without attention" in line
         assert not (tmp_path / "attention.png").exists()
+
+
+def test_attention_is_measured_on_8_packs(monkeypatch):
+    config = Config(batch_size=4, architecture=Architecture(width=8, classes=3, pack=2))
+    training, seen = Training(config, parity.noise_images(config, 20)), []
+    training.advance()
+    drawn = measures.noise
+    monkeypatch.setattr(measures, "noise", lambda *given: seen.append(drawn(*given)) or seen[-1])
+    measure(training)
+    ((z, labels),) = seen
+    assert len(z) == 16 and labels[:8].tolist() == labels[8:].tolist()
+
+
+def test_real_images_come_in_an_order_of_the_seed():
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 1), np.uint8)
+    dataset = data.Dataset("x", images, np.arange(40) % 2, ("a", "b"))
+    found = [maps.real_images(dataset, 8, [1, 0], seed) for seed in (0, 1)]
+    for x, labels in found:
+        assert labels.tolist() == [1, 0] * 4 and len(np.unique(x)) == 8
+    assert not np.array_equal(found[0][0], found[1][0])
+
+
+def test_a_pixel_changed_when_one_channel_did_by_16():
+    for levels, share in ((16, 0.5), (15, 0)):
+        found = maps.causal_test(Toy(levels / 127.5), 8, np.full((1, 8, 8, 1), -1.0))
+        assert found["changed_pixels"] == share
+    blue = np.broadcast_to([1.0, 1.0, -1.0], (1, 8, 8, 3))  # red and green are clipped
+    assert maps.causal_test(Toy(0.2), 8, blue)["changed_pixels"] == 0.5
+
+
+def test_ink_is_what_differs_from_most_of_the_border():
+    image = np.zeros((28, 28, 1), np.uint8)
+    image[:11] = 255  # reaches the border: 50 of its 112 pixels
+    assert (maps.ink_points(image, 3)[:, 0] < 12).all()
+
+
+def test_after_an_error_gamma_and_attention_are_as_before():
+    G = generator(gamma=0.8)
+    layer = G.attention
+    for inside in (maps.without(G), attended(G)):
+        with pytest.raises(KeyError), inside:
+            raise KeyError
+        assert G.attention is layer and layer.gamma.data == np.float32(0.8)
+
+
+@pytest.mark.parametrize("P, columns", [(5, 12), (6, 7)])
+def test_the_figure_has_two_images_beside_each_other_while_there_is_room(P, columns):
+    picture = maps.draw(np.zeros((2, 32, 32, 1), np.uint8), np.zeros((2, P, 2), int), np.ones((2, P, 8, 8)), 28)
+    assert picture.shape[1] == 114 * columns - 2
+
+
+def test_the_note_of_a_figure_has_its_numbers(monkeypatch):
+    told = []
+    monkeypatch.setattr(pictures, "noted", lambda image, lines: told.extend(lines))
+    maps.draw(np.zeros((1, 32, 32, 1), np.uint8), np.zeros((1, 1, 2), int), np.ones((1, 1, 8, 8)), 28)
+    assert "(0.016 if all 64 were alike)" in told[0] and "(at most 6 bits)" in told[1]

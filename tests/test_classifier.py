@@ -1,5 +1,6 @@
 """The classifier: what it learns, that it is the same each time, where it is kept, and the one that is shipped."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -195,3 +196,49 @@ def test_the_shipped_classifier_is_as_good_as_it_says(as_shipped, real_data):
     net = classifier.obtain(data.load("mnist", real_data("mnist")), "no such folder")
     _, probabilities = net.look(test, np.arange(10_000))
     assert (probabilities.argmax(1) == test.labels).mean() == pytest.approx(net.accuracy, abs=2e-4)
+
+
+def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_to_0_from_there(monkeypatch):
+    rates, step = [], classifier.Adam.step
+    monkeypatch.setattr(classifier.Adam, "step", lambda adam, *given: (rates.append(adam.lr), step(adam, *given)))
+    monkeypatch.setattr(classifier, "BATCH", 4)
+    monkeypatch.setattr(classifier, "STEPS", 20)
+    classifier.train(Classifier(32, 1, 2), *classifier.splits(stripes()))
+    assert np.divide(rates, classifier.LR) == pytest.approx([0.5, 1, *np.arange(18, 0, -1) / 18])
+
+
+@pytest.mark.parametrize("most, steps", [(2400, 120), (12, 12)])
+def test_so_many_steps_or_so_many_epochs_whichever_is_less(monkeypatch, most, steps):
+    told = []
+    monkeypatch.setattr(classifier, "BATCH", 16)
+    monkeypatch.setattr(classifier, "STEPS", most)
+
+    def progress(what, done, total):
+        told.append(total)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classifier, "progress", progress)
+    with pytest.raises(KeyboardInterrupt):  # 48 images are 3 batches: 40 times
+        classifier.train(Classifier(32, 1, 2), *classifier.splits(stripes()))
+    assert told == [steps]
+
+
+def test_a_classifier_is_found_though_the_folder_has_another_name(tmp_path, monkeypatch):
+    net = classifier.obtain(stripes(), tmp_path)
+    monkeypatch.delattr(classifier, "train")
+    assert classifier.obtain(replace(stripes(), name="moved/stripes 2"), tmp_path).hash == net.hash
+
+
+def test_what_can_not_be_kept_leaves_no_part(tmp_path, monkeypatch):
+    net, path, replace = Classifier(32, 1, 2), tmp_path / "a" / "x.safetensors", os.replace
+    net.accuracy = 1.0
+
+    def refused(source, target):
+        if target == path:
+            raise PermissionError(1, "no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError):
+        classifier._keep(net, path)
+    assert list(path.parent.iterdir()) == []

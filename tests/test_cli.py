@@ -26,7 +26,7 @@ from command_line import ROOT, SMALL, minisagan, refused, start
 
 from minisagan.commands import COMMANDS, cli, progress, train
 from minisagan.commands.progress import Progress
-from minisagan.config import RECIPES, Architecture
+from minisagan.config import RECIPES, Architecture, Config
 from minisagan.look.words import duration
 from minisagan.models import Discriminator, Generator
 from minisagan.run import folder as runs
@@ -455,3 +455,27 @@ def test_progress_reckons_with_steps_and_minutes(run, monkeypatch):
         assert line == "step 5/13  40 s left  2 images/s  loss D 1.000 G -1.000  D(real) +0.50 D(fake) -0.50"
         assert "  20 s left  " in Progress(resumed, seconds=30).line(record, elapsed=10)
     assert [duration(s) for s in (0, 59.4, 60, 185, 7620)] == ["0 s", "59 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
+
+
+def test_a_replayed_configuration_without_classes_has_none():
+    minisagan("train", *SMALL, "--unconditional", "--steps", 0, "--out", "a")
+    minisagan("train", "--config", "a/config.json", "--out", "b")
+    configs = [json.loads(Path(run, "config.json").read_text())["config"] for run in "ab"]
+    assert configs[0] == configs[1] and configs[0]["architecture"]["classes"] == 0
+
+
+def test_how_many_steps_fit_in_is_reckoned_from_the_pace_after_a_warm_up(monkeypatch):
+    now = iter([10.0, 20.0, 50.0, 50.0, 60.0, 90.0, 200.0])
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(now))
+    reckon = train.Reckoning(101.0)
+    assert [reckon(2), reckon(3), reckon(22), reckon(23)] == [None, None, None, 23 + int(0.97 * 51 / 1.5)]  # 32.98
+    late = train.Reckoning(101.0)
+    assert [late(3), late(10), late(23)] == [None, None, 23]
+
+
+@pytest.mark.parametrize("beside", ["init_from", "changes"])
+def test_what_a_configuration_alone_does_not_replay_is_said(beside, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"config": Config().to_dict(), "data": {}, beside: {}}))
+    assert train._read(path) == (Config(), {})
+    assert f"{path} alone does not replay its run" in capsys.readouterr().err

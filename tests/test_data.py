@@ -627,3 +627,20 @@ def test_real_cifar_folder(tmp_path):
     assert dataset.classes == ("airplane", "ship") and np.bincount(dataset.labels).tolist() == [500, 500]
     first = np.asarray(Image.open(place / "airplane" / "0000.jpg").convert("RGB"))
     np.testing.assert_array_equal(dataset.images[0], first)  # 32x32 already: untouched
+
+
+def test_drawn_test_digits_are_not_those_of_the_training():
+    assert data.DRAWN == {"train": (20_000, 0), "test": (10_000, 1)}  # count and seed
+
+
+def test_the_middle_of_an_odd_rest_lies_a_pixel_nearer_to_the_corner():
+    assert data.crop(np.arange(32)[None, :, None] * np.ones((1, 32, 32)), 27)[0, 0, 0] == 2
+
+
+def test_cifar_of_a_label_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "BYTES", cifar.RECORD)
+    for name in cifar.MEMBERS["test"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes([10]) + bytes(3072))
+    with pytest.raises(DataError, match="test_batch.bin: missing, or not a file of CIFAR-10"):
+        data.load("cifar10", tmp_path, "test")

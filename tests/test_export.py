@@ -200,3 +200,19 @@ def test_a_run_of_another_version_is_one_line(run, apart):
     lacking = {name: x for name, x in tensors.items() if name != "average.attention.gamma"}
     checkpoint.save(Path("old/checkpoints/step-00000003.safetensors"), lacking, about)
     assert "'average.attention.gamma' is missing" in refused("export", "old", code=3)
+
+
+def test_a_graph_that_draws_nan_is_not_written():
+    G = trained()
+    model = export.to_onnx(G, {})
+    G.output.b.data[...] = np.nan
+    with pytest.raises(Fault, match="differ from ours by nan: not written"):
+        export.compare(G, model)
+
+
+def test_seconds_are_ours_and_theirs(monkeypatch):
+    G = trained()
+    timed = export._timed
+    monkeypatch.setattr(export, "_timed", lambda call: (timed(call)[0], calls.append(0) or float(len(calls))))
+    calls = []
+    assert export.compare(G, export.to_onnx(G, {}))[1:] == (1.0, 2.0)

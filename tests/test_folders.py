@@ -17,6 +17,7 @@ from PIL import Image
 from minisagan import data
 from minisagan.data import Reading, decode, parts, pixels, pool
 from minisagan.errors import DataError, UsageError
+from minisagan.files import lock
 
 
 def paint(path, colour=(255, 0, 0), size=(32, 32), mode="RGB", **options):
@@ -422,3 +423,83 @@ def test_other_formats_are_another_cache(pets, load, monkeypatch):
     before = pixels.key(pets, ["cat/0.png"], (32, 32, 3), "crop")
     monkeypatch.setattr(pixels, "FORMATS", [*pixels.FORMATS, "NEW"])
     assert pixels.key(pets, ["cat/0.png"], (32, 32, 3), "crop") != before
+
+
+def test_a_name_that_two_images_have_is_no_images(tmp_path, load):
+    for file in ("a/1.png", "b/1.png", "b/2.png"):
+        paint(tmp_path / "set" / file)
+    (tmp_path / "list.csv").write_text("1.png,cat\n2.png,dog\n")
+    with pytest.raises(DataError, match="1 of 2 files not in .*: 1.png"):
+        load(tmp_path / "set", labels=str(tmp_path / "list.csv"))
+
+
+def test_a_folder_read_in_two_ways_has_two_caches(tmp_path, load):
+    paint(tmp_path / "set" / "wide.png", (0, 0, 255), (64, 32))
+    crop, pad = (load(tmp_path / "set", fit=fit)[0].images for fit in ("crop", "pad"))
+    assert (crop == (0, 0, 255)).all() and (pad[0, :8] == 0).all()
+
+
+def test_huge_pictures_keep_their_detail(tmp_path, monkeypatch):
+    x = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(x).resize((128, 128), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    whole = np.frombuffer(decode.decode(tmp_path / "a.jpg", 32)[0], np.uint8).astype(int)
+    monkeypatch.setattr(decode, "LARGE", 10_000)
+    smaller = np.frombuffer(decode.decode(tmp_path / "a.jpg", 32)[0], np.uint8)
+    assert 0 < np.abs(smaller - whole).mean() < 3
+
+
+def test_a_picture_of_just_the_most_pixels_is_taken(tmp_path, monkeypatch):
+    paint(tmp_path / "a.png", 0, (40, 40))
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1600)
+    assert decode.decode(tmp_path / "a.png", 32)[0]
+
+
+def test_a_png_with_a_damaged_chunk_is_turned_as_its_exif_says(tmp_path, load):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image = Image.new("RGB", (32, 32))
+    image.paste((255, 0, 0), (0, 0, 32, 16))
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / "a.png", exif=exif)
+    whole = (tmp_path / "set" / "a.png").read_bytes()
+    wanted = np.array(load(tmp_path / "set")[0].images)
+    assert (wanted[0, 31, 0] == (255, 0, 0)).all()
+    broken = struct.pack(">I", 4) + b"iCCP" + b"\0\0\0\0" + b"bad!"
+    (tmp_path / "set" / "a.png").write_bytes(whole[:33] + broken + whole[33:])
+    np.testing.assert_array_equal(load(tmp_path / "set")[0].images, wanted)
+
+
+def test_two_splits_to_train_on(tmp_path, load):
+    for name in ("train", "training"):
+        paint(tmp_path / "pets" / name / "cat" / "1.png")
+    with pytest.raises(DataError, match="has train and training; name the folder to take"):
+        load(tmp_path / "pets")
+
+
+def test_a_sweep_leaves_the_own_part_and_others_for_a_day(tmp_path):
+    for name, of in (("mine", "me"), ("young", "another"), ("old", "another")):
+        (tmp_path / f"{name}.part").write_bytes(b"")
+        (tmp_path / f"{name}.journal").write_text(of + "\n")
+    for name, hours in (("young", 23), ("old", 25)):
+        os.utime(tmp_path / f"{name}.part", (time.time() - hours * 3600,) * 2)
+    parts.sweep(tmp_path, "me", tmp_path / "mine.part")
+    left = ["mine.journal", "mine.part", "young.journal", "young.part"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == left
+
+
+def test_a_file_that_lost_its_name_meanwhile_is_not_written(tmp_path):
+    path, other = tmp_path / "a.part", open(tmp_path / "a.part", "w+b")  # noqa: SIM115
+    assert lock(other)
+
+    def wait():
+        os.replace(path, tmp_path / "a.npy")
+        other.close()
+
+    with parts.claim(path, wait) as file:
+        assert os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+
+
+def test_a_list_with_tabs(tmp_path, load):
+    paint(tmp_path / "set" / "a.png")
+    (tmp_path / "list.tsv").write_text("a.png\tcat\n")
+    assert load(tmp_path / "set", labels=str(tmp_path / "list.tsv"))[0].classes == ("cat",)

@@ -244,3 +244,22 @@ def test_misuse_is_one_clear_line(call, says):
     with pytest.raises(ValueError, match=says) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_cotangent_that_is_nan_where_it_alone_is_needed_is_a_fault():
+    def f(a, b):
+        def vjp(g, needs):
+            da = g * b.data if all(needs) else g * np.nan
+            return da, g * a.data
+
+        return Tensor(a.data * b.data, (a, b), vjp, "product")
+
+    found = check(f, np.ones(3), np.full(3, 2.0))
+    assert not found.passed and found.fault.startswith("da differs by nan where it alone is needed")
+
+
+def test_an_error_ends_the_recording_of_choices():
+    for using in (kinks.record(), kinks.replay([])):
+        with pytest.raises(KeyError), using:
+            raise KeyError
+        assert kinks.chosen(lambda: np.ones(1, bool)) is None

@@ -5,13 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisagan import ops, parity, train
-from minisagan.autograd import grad, recording
+from minisagan import nn, ops, parity, rng, train
+from minisagan.autograd import grad, no_tape, recording
 from minisagan.beyond.augment import augmented
 from minisagan.beyond.pack import packed
 from minisagan.config import Architecture, Config
+from minisagan.errors import Diverged
+from minisagan.init import Init
 from minisagan.inputs import Inputs
 from minisagan.measures import measure
+from minisagan.models import Generator
+from minisagan.sampling import noise, take_statistics
 from minisagan.train import Training
 
 CONFIG = Config(batch_size=12, architecture=Architecture(width=8, classes=3))
@@ -20,7 +24,7 @@ CONFIG = Config(batch_size=12, architecture=Architecture(width=8, classes=3))
 def imbalanced(config, count=60):
     """Noise for images, four fifths of them of class 0."""
     made = parity.noise_images(config, count)
-    return replace(made, labels=np.where(np.arange(count) % 5, 0, 1 + np.arange(count) % 2))
+    return replace(made, labels=np.where(np.arange(count) % 5, 0, 1 + np.arange(count) % 2), classes=tuple("abc"))
 
 
 @pytest.mark.parametrize("pack", [1, 2])
@@ -114,3 +118,57 @@ def test_the_tape_that_outlives_a_step_of_d_gives_the_gradient_of_images_made_an
     measure(training)  # looks on, between steps
     training.advance(2)
     assert len(gradients) == 3 and all(np.abs(g).max() > 0 for g in gradients)
+
+
+def test_an_unconditional_d_of_packs_sees_images_of_any_class_together():
+    config = replace(CONFIG, architecture=replace(CONFIG.architecture, pack=2, classes=0))
+    made = replace(parity.noise_images(config, 60), labels=np.arange(60) % 2, classes=("a", "b"))
+    one, other = made.labels[Inputs(config, made, made).seen(0)].reshape(2, -1)
+    assert (one != other).any()
+
+
+def test_standing_statistics_are_the_means_of_those_of_16_batches():
+    arch = Architecture(width=8, classes=3, latent=12)
+    config = Config(batch_size=8, accumulate=2, architecture=arch)
+    trained, average, again = (Generator(arch, Init(0)) for _ in range(3))
+    with no_tape():
+        trained(np.ones((2, 12), np.float32), np.array([0, 1]))  # its u has moved
+    for name, x in trained.buffers().items():
+        again.buffers()[name][...] = x
+    take_statistics(average, trained, config)
+    norms, found = list(again.modules(nn.BatchNorm)), []
+    for k in range(16):
+        for norm in norms:
+            norm.momentum = 0.0  # the batch's own
+        with no_tape():
+            again(*noise(config.micro, rng.Stream.STANDING_Z, rng.Stream.STANDING_LABELS, k))
+        found.append([x.copy() for norm in norms for x in (norm.mean, norm.var)])
+    standing = [x for norm in average.modules(nn.BatchNorm) for x in (norm.mean, norm.var)]
+    for x, each in zip(standing, zip(*found, strict=True), strict=True):
+        np.testing.assert_allclose(x, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+    for a, b in zip(average.modules(nn.Layer), again.modules(nn.Layer), strict=True):
+        np.testing.assert_array_equal(a.u, b.u)
+    assert {norm.momentum for norm in average.modules(nn.BatchNorm)} == {0.9} and not average.training
+
+
+def test_the_images_of_a_pack_are_of_one_class_in_noise_too():
+    config = Config(batch_size=12, architecture=Architecture(pack=2, classes=5))
+    _, labels = noise(config, rng.Stream.Z_G, rng.Stream.LABELS_G, 3)
+    np.testing.assert_array_equal(labels, np.tile(rng.labels(6, 5, 0, rng.Stream.LABELS_G, 3), 2))
+
+
+def test_the_rates_of_d_fall_over_all_steps_of_d():
+    config = replace(CONFIG, steps=6, d_steps=2, fall=0.5)
+    training = Training(config, parity.noise_images(config, 20))
+    assert (training.adam_g.steps, training.adam_d.steps) == (6, 12)
+    training.end_at(9)
+    assert (training.adam_g.steps, training.adam_d.steps) == (9, 18)
+
+
+def test_of_several_steps_the_first_that_diverged_is_named(monkeypatch):
+    training = Training(CONFIG, parity.noise_images(CONFIG, 20))
+    history = np.zeros((4, 1, 1, 4), np.float32)
+    history[1, 0, 0, 2] = np.nan  # and later ones are finite again
+    monkeypatch.setattr(training, "make_steps", lambda count, step: history)
+    with pytest.raises(Diverged, match="^step 2: a loss is not finite; .*: the losses alone"):
+        training.advance(4)

@@ -322,3 +322,12 @@ def test_classes_beyond_ascii(photos, monkeypatch):
     pictures._legible.cache_clear()
     assert "the pictures say #0 for u\u0308, #1 for \u732b: " in minisagan("sample", "run", "-o", "all.png")[1]
     pictures._legible.cache_clear()
+
+
+def test_a_replayed_configuration_says_that_its_images_have_changed(photos):
+    minisagan(*TRAIN, "--dataset", ".", "--out", "../run")
+    config = photos.parent / "run" / "config.json"
+    again = "train", "--config", config, "--threads", 1
+    assert "has changed" not in minisagan(*again, "--out", "../same")[1]
+    next((photos / "cat").iterdir()).unlink()
+    assert f"has changed since {config} was written" in minisagan(*again, "--out", "../other")[1]

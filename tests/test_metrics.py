@@ -177,3 +177,8 @@ def test_too_few_samples_are_refused():
         metrics.classifier_score(np.zeros((0, 3)))
     with pytest.raises(UsageError, match="accuracy needs at least 1 image"):
         metrics.class_accuracy(np.zeros(0), np.zeros(0))
+
+
+def test_the_worst_class_is_one_that_was_asked_for_and_may_never_be_found():
+    assert metrics.class_accuracy(np.array([1, 2]), np.array([1, 1])) == (0.5, 0.0, 2)
+    assert metrics.class_accuracy(np.array([1, 1, 2]), np.array([0, 1, 2])) == (2 / 3, 0.5, 1)

@@ -16,6 +16,7 @@ from minisagan.module import Module
 from minisagan.nn import BatchNorm, Conv, SelfAttention
 from minisagan.optim import Adam
 from minisagan.run import checkpoint
+from minisagan.sampling import draw
 from minisagan.train import descend
 
 
@@ -259,3 +260,57 @@ def test_arrays_that_are_no_data_set_are_refused(shape, labels, says):
     made = lambda labels: data.Dataset("mine", np.zeros(shape, np.uint8), labels, ("cat", "dog"))
     with pytest.raises(ValueError, match=f"mine: .*{says}"):
         made(None if labels is None else np.array(labels))
+
+
+def test_small_photos_have_the_recipe_of_photos():
+    small = data.Dataset("my photos", np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, int), ("all",))
+    assert recipe(small).lr_d == 1.6e-3 and recipe(small).flip and recipe(small).architecture.attention == 16
+
+
+def test_the_recipe_of_photos():
+    made = recipe(data.Dataset("mine", np.zeros((4, 64, 64, 3), np.uint8), np.zeros(4, int), ("all",)))
+    assert (made.steps, made.fall, made.flip) == (20_000, 0.5, True)
+    assert (made.architecture.width, made.architecture.attention) == (32, 32)
+
+
+def test_data_of_one_class_are_trained_on_without_classes():
+    one = data.Dataset("mine", np.zeros((4, 64, 64, 3), np.uint8), np.zeros(4, int), ("all",))
+    assert recipe(one).architecture.classes == 0
+    two = replace(one, classes=("a", "b"))
+    assert recipe(two).architecture.classes == 2 and recipe(two, conditional=False).architecture.classes == 0
+
+
+def test_a_pack_has_the_class_of_its_images():
+    x, labels = np.arange(6.0)[:, None, None, None] * np.ones((1, 2, 2, 1)), np.array([4, 7, 5, 4, 7, 5])
+    y, of_packs = packed(x, labels, 2)
+    assert y[:, 0, 0].tolist() == [[0, 3], [1, 4], [2, 5]] and of_packs.tolist() == [4, 7, 5]
+
+
+def test_an_error_in_a_network_leaves_none_of_its_quotients(monkeypatch):
+    G = Generator(Architecture(width=8, classes=0)).eval()
+    monkeypatch.setattr(type(G.norm), "__call__", lambda *given: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        G(np.zeros((1, 128), np.float32))
+    before = G.output.weight().data.copy()
+    G.output.w.data[0] += 1
+    assert not np.array_equal(G.output.weight().data, before)
+
+
+def test_a_norm_by_itself_has_the_rows_of_its_own_labels():
+    G = Generator(Architecture(width=8, classes=3)).eval()
+    norm, x = G.up8.norm1, np.random.default_rng(0).standard_normal((1, 4, 4, 32)).astype(np.float32)
+    norm.bias.data[...] = np.arange(3)[:, None]
+    wanted = norm(Tensor(x), np.array([2])).data
+    G(np.zeros((1, 128), np.float32), np.array([0]))
+    np.testing.assert_array_equal(norm(Tensor(x), np.array([2])).data, wanted)
+
+
+def test_no_class_at_all_can_not_be_drawn():
+    with pytest.raises(ValueError, match="of which classes"):
+        draw(Generator(Architecture(width=8, classes=3)), 4, [], 0, 28)
+
+
+def test_a_batch_has_at_most_a_million_parts():
+    assert Config(parts=1 << 20).parts == 1 << 20
+    with pytest.raises(UsageError, match="at most 2.20, not 2097152"):
+        Config(parts=1 << 21)

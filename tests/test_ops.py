@@ -461,3 +461,12 @@ def test_a_cotangent_may_lie_anyhow_in_memory_and_be_read_only(case):
         expected = both_passes(case.f, *case.inputs, cotangent=np.array(c, order="C"))
         for found, exact in zip(both_passes(case.f, *case.inputs, cotangent=c), expected, strict=True):
             assert np.linalg.norm(found - exact) <= 1e-13 * max(1, np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("H, W", [(4, 5), (5, 4), (4, 4)])
+def test_many_channels_at_an_odd_size(H, W):
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((2, H, W, 64)), random.standard_normal((3, 3, 64, 64))
+    wide = np.pad(x, ((0, 0), (0, 7 - H), (0, 7 - W), (0, 0)))  # not of Winograd's sizes
+    wanted = ops.conv(Tensor(wide), Tensor(w)).data[:, :H, :W]
+    np.testing.assert_allclose(ops.conv(Tensor(x), Tensor(w)).data, wanted, rtol=0, atol=1e-10)

@@ -16,7 +16,7 @@ from minisagan.data.drawn import draw
 from minisagan.errors import DataError, Fault, UsageError
 from minisagan.look import pictures
 from minisagan.look.pictures import colormap, grid, overlay, read_png, write_gif, write_png
-from minisagan.look.plot import Axis, Panel, curves, plot, running_mean
+from minisagan.look.plot import Axis, Panel, curves, plot, running_mean, svg
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -663,3 +663,16 @@ def test_names_that_look_alike_are_numbers(dejavu, capsys):
     shown = pictures.legible(names)
     assert (shown[0], shown[1], shown[2]) == ("#0", "#1", "B")
     assert "#0 for A, #1 for \u0410" in capsys.readouterr().err
+
+
+def test_captions_go_with_their_frames(tmp_path):
+    frames = [np.full((20, 150, 1), 51 * (k % 2), np.uint8) for k in range(6)]
+    captions = [f"step {k}" for k in range(6)]
+    write_gif(tmp_path / "a.gif", frames, 100, captions=captions, most=2)
+    write_gif(tmp_path / "b.gif", [frames[0], frames[5]], 100, captions=[captions[0], captions[5]])
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+
+
+def test_up_to_thirty_points_have_dots():
+    dots = [svg(Panel("t", "x", "y", [("s", range(n), range(n))])).count('class="dots') for n in (30, 31)]
+    assert dots == [1, 0]

@@ -19,9 +19,11 @@ from minisagan import cpu, data
 from minisagan.config import Architecture, Config
 from minisagan.errors import DataError, Diverged, Fault, UsageError
 from minisagan.judge import classifier
+from minisagan.look import pictures
 from minisagan.optim import falling
 from minisagan.run import checkpoint, loop
 from minisagan.run import folder as runs
+from minisagan.sampling import generate, latents
 from minisagan.train import Training
 
 CONFIG = Config(steps=6, batch_size=8, d_steps=2, flip=True, architecture=Architecture(width=8))
@@ -646,3 +648,59 @@ def test_a_read_only_folder(whole, tmp_path):
     (tmp_path / "a").mkdir(mode=0o500)
     for out in ("a", "a/b"):
         assert "Permission denied" in minisagan("train", "--width", 8, "--batch-size", 8, "--out", out, code=1)[1]
+
+
+def test_a_runs_pictures_are_of_its_seed_and_a_resumed_run_says_nothing(tmp_path, capsys):
+    config = replace(CONFIG, seed=5, steps=1)
+    with loop.Run.create(tmp_path / "a", config, data.load("drawn-digits")) as run:
+        G = run.training.sampler()
+        images = data.to_uint8(generate(G, latents(G, 100, 5), np.repeat(np.arange(10), 10)), 28)
+        wanted = pictures.grid(images, 10, names=[*"0123456789"])
+        np.testing.assert_array_equal(pictures.read_png(run.picture()), wanted)
+        run.advance()
+        run.finish()
+    capsys.readouterr()
+    with loop.Run.resume(tmp_path / "a", steps=2):
+        assert capsys.readouterr().err == ""
+
+
+def test_the_judge_of_a_run_has_the_runs_seed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "Judge", lambda *given: asked.append(given))
+    dataset, options = data.load("drawn-digits"), loop.Options(evaluate_every=1)
+    with loop.Run.create(tmp_path / "a", replace(CONFIG, seed=5), dataset, options, data_dir=tmp_path):
+        assert asked == [(dataset, 1000, 5, tmp_path)]
+
+
+def test_of_more_than_ten_classes_ten_are_shown_and_compared(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (48, 28, 28, 1), np.uint8)
+    dataset = data.Dataset("letters", images, np.arange(48) % 12, tuple("abcdefghijkl"))
+    config = replace(CONFIG, dataset="letters", architecture=replace(CONFIG.architecture, classes=12))
+    with loop.Run.create(tmp_path / "a", config, dataset) as run:
+        assert len(run.reference.within) == 10 and set(run.sample()) >= {"variety", "variety_min"}
+
+
+def test_each_measure_has_its_own_last_varied_step(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for step in (10, 20, 30):
+        checkpoint.save(checkpoint.path_of(tmp_path / "checkpoints", step), {}, {"step": str(step)})
+    log = [{"step": 10, "variety": 0.9, "contrast": 0.9}, {"step": 25, "variety": 0.9, "contrast": 0.1}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    found = {name: file.name[-14:-12] for name, file in runs.varied(tmp_path).items()}
+    assert found == {"variety": "20", "contrast": "10"}
+
+
+def test_pictures_are_in_the_order_of_their_steps(tmp_path):
+    (tmp_path / "samples").mkdir()
+    steps = [0, 250, 500, 99_999_999, 100_000_000]
+    for step in [500, 100_000_000, 0, 99_999_999, 250]:
+        (tmp_path / "samples" / f"step-{step:08d}.png").touch()
+    assert [step for step, _ in runs.sampled(tmp_path)] == steps
+
+
+def test_the_film_rests_on_its_last_picture(tmp_path):
+    with loop.Run.create(tmp_path / "a", replace(CONFIG, steps=1), data.load("drawn-digits")) as run:
+        run.advance()
+        run.finish()
+    times = [iio.immeta(tmp_path / "a" / "progress.gif", index=k)["duration"] for k in range(2)]
+    assert times == [400, 2000]
