@@ -21,7 +21,7 @@ def chosen(choose):
         return choice
     choice = choose()
     if choice.dtype.kind not in "biu":
-        raise TypeError(f"a choice is a mask or an index, not {choice.dtype}: held still, a value would hide a slope")
+        raise ValueError(f"a choice is a mask or an index, not {choice.dtype}: held still, a value would hide a slope")
     _choices.append(choice)
     return choice
 

@@ -128,7 +128,7 @@ def test_a_choice_is_no_value_and_hides_no_slope():
         size = abs(x.data) if size is None else size
         return Tensor(x.data * size, (x,), lambda g, needs: (g * size,))
 
-    with pytest.raises(TypeError, match="a choice is a mask or an index, not float64"):
+    with pytest.raises(ValueError, match="a choice is a mask or an index, not float64"):
         check(op, MATRIX)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -88,6 +89,7 @@ def _write_folder(path, images, labels, names):
 def _file_name(name, label):
     """What stands for a class in the names of files: its name, as far as this system's can hold it."""
     try:
-        return os.fsencode(re.sub(r"[^\w.-]+", "-", name))[:LONGEST].decode(errors="ignore")
+        whole = os.fsencode(re.sub(r"[^\w.-]+", "-", name))
     except UnicodeEncodeError:
         return str(label)
+    return whole[:LONGEST].decode(sys.getfilesystemencoding(), "ignore")
