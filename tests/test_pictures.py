@@ -665,6 +665,16 @@ def test_names_that_look_alike_are_numbers(dejavu, capsys):
     assert "#0 for A, #1 for \u0410" in capsys.readouterr().err
 
 
+def test_a_caption_of_any_length_makes_no_film_wider_than_it_may_be(tmp_path):
+    frames = [np.full((20, 150, 1), 51 * k, np.uint8) for k in range(2)]
+    write_gif(tmp_path / "a.gif", frames, 100, captions=["x" * 250 + " to y", "x"])
+    with Image.open(tmp_path / "a.gif") as film:
+        assert 600 < film.width <= pictures.WIDEST
+    short = pictures._shortened("x" * 250 + " to y", 16, 300)
+    assert short.startswith("xx") and short.endswith(" to y") and "..." in short
+    assert pictures._shortened("3 to 8", 16, 300) == "3 to 8"
+
+
 def test_captions_go_with_their_frames(tmp_path):
     frames = [np.full((20, 150, 1), 51 * (k % 2), np.uint8) for k in range(6)]
     captions = [f"step {k}" for k in range(6)]

@@ -104,7 +104,8 @@ def write_gif(path, frames, milliseconds, last=None, captions=None, most=FRAMES)
     frames = {k: _shrunk(x, WIDEST) for k, x in ((k, _read(frames[k])) for k in kept) if x is not None}
     if not frames:
         return
-    frames, captions = _of_one_shape(list(frames.values())), captions and [captions[k] for k in frames]
+    captions = captions and [_shortened(captions[k], 16, WIDEST - 16) for k in frames]
+    frames = _of_one_shape(list(frames.values()))
     durations = [milliseconds] * (len(frames) - 1) + [milliseconds if last is None else last]
     while len(film := _film(frames, captions, durations)) > LARGEST and (side := max(frames[0].shape)) > 8:
         side = int(side * max(0.3, 0.95 * (LARGEST / len(film)) ** 0.5))
@@ -202,6 +203,12 @@ def _indexed(x, palette, caption=None):
     image = Image.fromarray(x)
     image.putpalette(palette.tobytes())
     return image
+
+
+def _shortened(text, size, width):
+    """The text, with ... for its middle where it is longer than so many pixels."""
+    ends = (f"{text[:k]}...{text[-k:]}" for k in range(len(text) // 2, 0, -1))
+    return text if length(text, size) <= width else next((x for x in ends if length(x, size) <= width), "...")
 
 
 def length(text, size):
