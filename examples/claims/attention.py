@@ -7,7 +7,8 @@ A real image has discs of one shade, at random places far apart (discs.py). A ge
 of *its* images have one shade, and that is measured: discs are found in its images, and their shades compared.
 
 Three networks, otherwise the same: without attention; with a residual block of no fewer weights in its place (the
-paper's control, control.py); and with official attention, whose queries and keys have 8 numbers, as by default. All are
+paper's control, control.py); and with official attention, whose queries and keys have 8 numbers, as by default. With
+four discs also with attention in D alone, and in G alone, which tells whose attention it is that helps. All are
 unconditional, of width 8. Attention and the block are at 16x16 in both networks. D's features see 6 pixels there, too
 few for two discs, and 16 at 8x8, 36 at 4x4; G's discs all come from one z through 4x4, where all sees all. So no
 network is unable to solve the task, and the question is the paper's: does attention make it easier?
@@ -20,6 +21,7 @@ four discs were legible in place of half; three discs, 12 apart, were too easy (
 (PacGAN) slow it down.
 """
 
+from dataclasses import replace
 from functools import cache
 from unittest import mock
 
@@ -29,13 +31,15 @@ from common import Clock, budget, carry_out, chosen, command, mean_std, permutat
 from control import ResidualBlock
 
 from minisagan import data, models, nn, rng
+from minisagan import train as train_module
 from minisagan.config import Architecture, Config
 from minisagan.look import plot
 from minisagan.sampling import generate
-from minisagan.train import Training
 
 NAMES = {"none": "no attention", "residual": "residual block", "official": "attention, 8 numbers",
-         "narrow": "attention, C/8", "paper": "paper's attention"}
+         "in_d": "attention in D alone", "in_g": "attention in G alone", "narrow": "attention, C/8",
+         "paper": "paper's attention"}
+PLAIN = {"in_d": "Generator", "in_g": "Discriminator"}  # the network that has no attention
 MEASURED = ("legible", "consistent", "above_chance")
 WIDTH, LEVEL, BATCH, STEPS = 8, 16, 32, 1500
 RATES = {"lr_g": 8e-4, "lr_d": 1.6e-3}
@@ -60,13 +64,18 @@ def start(kind, count, apart, seed, steps):
         attention_key=8 if kind == "narrow" else None,
     )
     config = Config("discs", steps=steps, batch_size=BATCH, seed=seed, fall=0.5, **RATES, architecture=arch)
-    with mock.patch.object(models, "SelfAttention", ResidualBlock if kind == "residual" else nn.SelfAttention):
-        return Training(config, dataset(count, apart))
+    block = ResidualBlock if kind == "residual" else nn.SelfAttention
+    networks = {"Generator": models.Generator, "Discriminator": models.Discriminator}
+    if kind in PLAIN:
+        network = networks[PLAIN[kind]]
+        networks[PLAIN[kind]] = lambda arch, init: network(replace(arch, attention=None), init)
+    with mock.patch.object(models, "SelfAttention", block), mock.patch.multiple(train_module, **networks):
+        return train_module.Training(config, dataset(count, apart))
 
 
 def train(kind, count, apart, seed, steps):
     """The log of one run: the measurements of SAMPLES images of the averaged generator after each tenth of its steps,
-    and, where there is a block, both gammas, and the last measurements of the same latents without it."""
+    and, where there is a block, its gammas, and the last measurements of the same latents without G's."""
     training, clock, every = start(kind, count, apart, seed, steps), Clock(), max(1, steps // MEASUREMENTS)
     z = rng.normal((SAMPLES, training.config.architecture.latent), seed, rng.Stream.SAMPLE_Z, 0)
     log = {"parameters": [training.adam_g.weights.size, training.adam_d.weights.size]}
@@ -79,11 +88,12 @@ def train(kind, count, apart, seed, steps):
             training.advance()
         if training.step % every == 0 or training.step == steps:
             row = {"step": training.step, "seconds": clock.seconds} | measured()
-            if kind != "none":
-                row |= {"gamma_g": training.G.attention.gamma.data, "gamma_d": training.D.attention.gamma.data}
+            for name, network in (("gamma_g", training.G), ("gamma_d", training.D)):
+                if hasattr(network, "attention"):
+                    row[name] = network.attention.gamma.data
             for name, value in row.items():
                 log.setdefault(name, []).append(rounded(value))
-    if kind != "none":
+    if hasattr(training.G, "attention"):
         training.sampler().attention.gamma.data[...] = 0
         log["without_gamma"] = {name: rounded(value) for name, value in measured().items()}
     return log
@@ -95,7 +105,7 @@ def plan(full, quick):
         {"kind": kind, "count": count, "apart": apart, "seed": seed, "steps": 2 if quick else STEPS}
         for seed in range(2 if quick else 5)
         for count, apart in (SETTINGS[:1] if quick else SETTINGS)
-        for kind in (list(NAMES) if full else list(NAMES)[:3])
+        for kind in (list(NAMES) if full else list(NAMES)[: 5 if (count, apart) == SETTINGS[0] else 3])
     ]
 
 
@@ -111,17 +121,20 @@ def report(logs):
         count, apart, kind = s
         G, D = found[s][0]["parameters"]
         ms = [1000 * log["seconds"][-1] / log["step"][-1] for log in found[s]]
-        block = ["", "", ""]
-        if kind != "none":
-            without = [log["without_gamma"] for log in found[s]]
-            without = [measured["above_chance"] for measured in without if measured["legible"]]
-            gammas = ([abs(gamma) for gamma in last(s, name)] for name in ("gamma_g", "gamma_d"))
-            block = [*map(mean_std, gammas), mean_std(without) if without else ""]
+        of_g, of_d = (
+            mean_std([abs(gamma) for gamma in last(s, name)]) if name in found[s][0] else ""
+            for name in ("gamma_g", "gamma_d")
+        )
+        without = [log["without_gamma"] for log in found[s] if "without_gamma" in log]
+        without = [measured["above_chance"] for measured in without if measured["legible"]]
+        block = of_g, of_d, mean_std(without) if without else ""
         rows.append([
             label(s), NAMES[kind], f"{G:,} + {D:,}", mean_std(ms, 0), *(mean_std(last(s, name)) for name in MEASURED),
             *block,
         ])
-        for other in {"none": [], "residual": ["none"]}.get(kind, ["none", "residual"]):
+        for other in {"none": [], "residual": ["none"], **dict.fromkeys(PLAIN, ["none", "official"])}.get(
+            kind, ["none", "residual"]
+        ):
             a, b = last(s, "above_chance"), last((count, apart, other), "above_chance")
             difference = f"{np.mean(a) - np.mean(b):+.2f}"
             differences.append([label(s), f"{NAMES[kind]} - {NAMES[other]}", difference, f"{permutation_p(a, b):.3f}"])
