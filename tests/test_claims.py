@@ -216,7 +216,7 @@ def test_plans_are_fair():
     differ = {"spectral_norm", "lr_g", "lr_d", "seed"}
     assert len({json.dumps({name: run[name] for name in run if name not in differ}) for run in runs}) == 1
     runs = attention.plan(full=False, quick=False)
-    assert len(runs) == 30 and len({json.dumps(run) for run in runs}) == 30
+    assert len(runs) == 40 and len({json.dumps(run) for run in runs}) == 40
     assert {run["seed"] for run in runs} == set(range(5))
     full = attention.plan(full=True, quick=False)
     assert all(run in full for run in runs) and len({json.dumps(run) for run in full}) == len(full)
@@ -324,11 +324,17 @@ def run(tmp_path):
 
 def test_attention_quick(run):
     printed, rows = run("attention.py")
-    assert "6 runs, 12 steps" in printed and len(rows) == 6
+    assert "10 runs, 20 steps" in printed and len(rows) == 10
     assert re.search("4 discs, 9 apart +residual block +95,954 \\+ 37,514", printed)
     assert all(row["log"]["step"] == [1, 2] for row in rows)
     by_gamma = {row["run"]["kind"]: row["log"].get("gamma_g") for row in rows}
     assert by_gamma["none"] is None and by_gamma["official"][-1] != 0 != by_gamma["residual"][-1]
+    found = {row["run"]["kind"]: row["log"] for row in rows}
+    none, both = (np.array(found[kind]["parameters"]) for kind in ("none", "official"))
+    for kind, here, there, where in (("in_d", "gamma_d", "gamma_g", [0, 1]), ("in_g", "gamma_g", "gamma_d", [1, 0])):
+        assert found[kind]["parameters"] == np.where(where, both, none).tolist()
+        assert found[kind][here][-1] != 0 and there not in found[kind]
+        assert ("without_gamma" in found[kind]) == (kind == "in_g")
 
 
 def test_attention_alone_quick(run):
