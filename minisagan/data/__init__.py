@@ -54,7 +54,8 @@ class Dataset:
             raise ValueError(f"{self.name}: images are (N, H, H, 1 or 3), H up to {SIZES[-1]}, not {shape}")
         if getattr(labels, "shape", None) != shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(f"{self.name}: labels are integers (N,), one for each of {shape[0]} images")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < most:
+        on_host = isinstance(labels, np.ndarray)  # a copy on a GPU was looked at here before
+        if on_host and len(labels) and not 0 <= labels.min() <= labels.max() < most:
             span = f"{labels.min()} to {labels.max()}"
             raise ValueError(f"{self.name}: labels of {most} classes are 0 to {most - 1}, not {span}")
 
