@@ -133,12 +133,7 @@ def grad(loss, wanted, cotangent=None):
         needs = tuple(id(parent) in leads for parent in node.parents)
         if not any(needs):  # a leaf, or wanted itself and computed from nothing wanted
             continue
-        cotangents = node.vjp(g, needs)
-        if not isinstance(cotangents, tuple | list) or len(cotangents) != len(needs):
-            got = len(cotangents) if isinstance(cotangents, tuple | list) else _shown(cotangents)
-            form = f"a tuple of {len(needs)}, one cotangent for each parent"
-            raise WrongCotangent(f"{node.op or 'an op'}: its vjp returned {got}, not {form}")
-        for parent, need, dparent in zip(node.parents, needs, cotangents, strict=True):
+        for parent, need, dparent in zip(node.parents, needs, _cotangents(node, g, needs), strict=True):
             if need:
                 so_far = held.get(id(parent))
                 if callable(dparent):
@@ -154,10 +149,20 @@ def _shown(g):
     return f"an array of shape {g.shape}" if hasattr(g, "shape") else f"a {type(g).__name__}"
 
 
+def _cotangents(node, g, needs):
+    """What the node's vjp returns; WrongCotangent unless that is one for each parent."""
+    found = node.vjp(g, needs)
+    several = isinstance(found, tuple | list)
+    if not several or len(found) != len(needs):
+        form = f"a tuple of {len(needs)}, one cotangent for each parent"
+        raise WrongCotangent(f"{_named(node)}: its vjp returned {len(found) if several else _shown(found)}, not {form}")
+    return found
+
+
 def _check(dparent, parent, node, older):
     """WrongCotangent unless it has the parent's shape and dtype. `older` are the nodes older than this one."""
-    op, found = node.op or "an op", getattr(dparent, "shape", None)
-    if found != parent.shape:
+    op = _named(node)
+    if getattr(dparent, "shape", None) != parent.shape:
         what = "None where `needs` asked for" if dparent is None else f"{_shown(dparent)} as"
         raise WrongCotangent(f"{op}: its vjp gave {what} the cotangent of a parent of shape {parent.shape}")
     if dparent.dtype != parent.dtype:
@@ -169,7 +174,11 @@ def _changed_dtype(node):
     """In words, from what to what this node changed the dtype, or None: where float64 begins in a float32 network."""
     given, made = ([getattr(x.data, "dtype", None) for x in nodes] for nodes in (node.parents, [node]))  # joint: None
     if given and all(given + made) and made[0] not in given:
-        return f"; {node.op or 'an op'} made {made[0]} of {given[0]}"
+        return f"; {_named(node)} made {made[0]} of {given[0]}"
+
+
+def _named(node):
+    return node.op or "an op"
 
 
 def ancestors(tensors, until=()):

@@ -68,7 +68,7 @@ class Module:
 
     def _parts(self):
         """The attributes, (name, value); those of lists of modules each by itself, as `name.0`, `name.1`, ..."""
-        for name, value in list(vars(self).items()):
+        for name, value in vars(self).items():
             if isinstance(value, list | tuple) and value and all(isinstance(each, Module) for each in value):
                 yield from ((f"{name}.{i}", each) for i, each in enumerate(value))
             else:

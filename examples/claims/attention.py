@@ -40,6 +40,7 @@ NAMES = {"none": "no attention", "residual": "residual block", "official": "atte
          "in_d": "attention in D alone", "in_g": "attention in G alone", "narrow": "attention, C/8",
          "paper": "paper's attention"}
 PLAIN = {"in_d": "Generator", "in_g": "Discriminator"}  # the network that has no attention
+BESIDE = {"none": [], "residual": ["none"], "in_d": ["none", "official"], "in_g": ["none", "official"]}
 MEASURED = ("legible", "consistent", "above_chance")
 WIDTH, LEVEL, BATCH, STEPS = 8, 16, 32, 1500
 RATES = {"lr_g": 8e-4, "lr_d": 1.6e-3}
@@ -132,9 +133,7 @@ def report(logs):
             label(s), NAMES[kind], f"{G:,} + {D:,}", mean_std(ms, 0), *(mean_std(last(s, name)) for name in MEASURED),
             *block,
         ])
-        for other in {"none": [], "residual": ["none"], **dict.fromkeys(PLAIN, ["none", "official"])}.get(
-            kind, ["none", "residual"]
-        ):
+        for other in BESIDE.get(kind, ["none", "residual"]):
             a, b = last(s, "above_chance"), last((count, apart, other), "above_chance")
             difference = f"{np.mean(a) - np.mean(b):+.2f}"
             differences.append([label(s), f"{NAMES[kind]} - {NAMES[other]}", difference, f"{permutation_p(a, b):.3f}"])

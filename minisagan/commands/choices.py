@@ -10,7 +10,7 @@ import click
 
 from minisagan.errors import Fault, UsageError
 
-COUNT = click.IntRange(1, 10**9)
+COUNT = click.IntRange(1, 10**9)  # of images and the like: beyond lie NumPy's own limits, and its messages
 
 classes_option = click.option(
     "--classes",

@@ -52,8 +52,7 @@ def _files(path):
 
 def _facts(file, tensors, about, state, listed):
     config = runs.read_config(about, file)
-    if lacks := {"adam_g.m", "adam_d.m"} - tensors.keys():
-        raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
+    runs.check_has({"adam_g.m", "adam_d.m"}, tensors, file)
     log = file.absolute().parent.parent / "log.jsonl"
     facts = {
         "checkpoint": str(file),

@@ -75,11 +75,15 @@ def _newer(file):
     return [path.name for number, path in checkpoint.of_steps(file.parent).items() if number > step]
 
 
+def check_has(wanted, found, file):
+    """DataError unless all these names, of what a run's checkpoint has, are among those found in it."""
+    if lacks := wanted - found.keys():
+        raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
+
+
 def read_config(about, file):
     """The Config in a checkpoint's metadata; DataError if there is none that this version understands."""
-    lacks = {"step", "config", "data", "versions", "seconds", "log_bytes"} - about.keys()
-    if lacks:
-        raise DataError(f"{file}: not a checkpoint of a run, it lacks {', '.join(sorted(lacks))}")
+    check_has({"step", "config", "data", "versions", "seconds", "log_bytes"}, about, file)
     try:
         config, then = Config.from_dict(json.loads(about["config"])), json.loads(about["data"])
         names, size, classes = then["classes"], then["image_size"], config.architecture.classes
